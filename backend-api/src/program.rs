@@ -1,0 +1,115 @@
+//! Programs: operations over values that lie at known places.
+
+use crate::{BufferRef, DeviceError, Observer, Op, OpDesc, TensorDesc};
+
+/// What varies from step to step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Tokens in this step; their positions are `past .. past + rows`.
+    pub rows: usize,
+    /// Tokens already in the caches.
+    pub past: usize,
+    /// Rows whose result is wanted.
+    pub outputs: usize,
+}
+
+impl Step {
+    /// Cache rows that the last token of this step sees.
+    pub fn kv_len(&self) -> usize {
+        self.past + self.rows
+    }
+}
+
+/// The largest values that a program's symbolic extents may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Capacity {
+    /// Largest [`Step::rows`].
+    pub rows: usize,
+    /// Largest [`Step::outputs`].
+    pub outputs: usize,
+    /// Largest [`Step::kv_len`]: rows in each cache.
+    pub kv_len: usize,
+}
+
+impl Capacity {
+    /// The step that fills the capacity.
+    pub fn full_step(&self) -> Step {
+        Step { rows: self.rows, past: self.kv_len.saturating_sub(self.rows), outputs: self.outputs }
+    }
+}
+
+/// Index into [`ProgramDesc::values`].
+pub type ValueIndex = usize;
+
+/// Where a value's first byte lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// Index into [`ProgramDesc::buffers`].
+    pub buffer: usize,
+    /// Bytes from the start of the buffer.
+    pub offset: usize,
+}
+
+/// A tensor at a place. Two values may share bytes: views of one base, and scratch that is reused.
+#[derive(Clone, Debug)]
+pub struct ProgramValue {
+    /// Format, shape and strides.
+    pub desc: TensorDesc,
+    /// Where it lies.
+    pub place: Place,
+}
+
+/// One operation of a program.
+#[derive(Clone, Debug)]
+pub struct ProgramOp {
+    /// The node's name in the graph.
+    pub name: String,
+    /// What it computes.
+    pub op: Op,
+    /// Its inputs, in the order that [`Op`] documents.
+    pub inputs: Vec<ValueIndex>,
+    /// Its outputs, likewise.
+    pub outputs: Vec<ValueIndex>,
+}
+
+/// What a device compiles: operations in order, and everything they touch.
+///
+/// The caller owes: every operation passes [`OpDesc::check`] and the device's
+/// [`supports`](crate::Device::supports); every value lies inside its buffer for every step within `capacity`;
+/// an output overlaps no other operand of its operation, except that `Add` may write over either input.
+#[derive(Clone, Debug)]
+pub struct ProgramDesc {
+    /// For errors and debuggers.
+    pub name: String,
+    /// Bounds of the symbolic extents.
+    pub capacity: Capacity,
+    /// Buffers of this device.
+    pub buffers: Vec<BufferRef>,
+    /// Values in those buffers.
+    pub values: Vec<ProgramValue>,
+    /// Operations, in an order that respects data flow.
+    pub ops: Vec<ProgramOp>,
+}
+
+impl ProgramDesc {
+    /// The operation as [`supports`](crate::Device::supports) sees it.
+    pub fn describe(&self, op: &ProgramOp) -> OpDesc {
+        let desc = |index: &ValueIndex| self.values[*index].desc;
+        OpDesc {
+            op: op.op.clone(),
+            inputs: op.inputs.iter().map(desc).collect(),
+            outputs: op.outputs.iter().map(desc).collect(),
+        }
+    }
+}
+
+/// A compiled program.
+pub trait Program: Send {
+    /// Runs all operations for `step` and returns when their results can be read.
+    ///
+    /// The caller owes a step within the capacity, and that nobody else touches the program's buffers meanwhile.
+    ///
+    /// # Errors
+    /// [`DeviceError::Lost`] and other driver errors.
+    fn run(&mut self, step: &Step, observer: &mut dyn Observer) -> Result<(), DeviceError>;
+}

@@ -1,0 +1,224 @@
+//! Shapes with symbolic extents, and tensors as devices see them.
+
+use crate::{DType, Step};
+use std::fmt;
+
+/// One dimension of a [`Shape`].
+///
+/// Graphs are built and compiled once; the symbolic extents get their values from the [`Step`] of each run.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Extent {
+    /// The same in every step.
+    Fixed(usize),
+    /// The tokens fed in this step, [`Step::rows`].
+    Rows,
+    /// The rows whose result is wanted in this step, [`Step::outputs`].
+    Outputs,
+}
+
+impl Extent {
+    /// The value of this extent in `step`.
+    pub fn at(self, step: &Step) -> usize {
+        match self {
+            Extent::Fixed(n) => n,
+            Extent::Rows => step.rows,
+            Extent::Outputs => step.outputs,
+        }
+    }
+
+    /// The value, if it is the same in every step.
+    pub fn fixed(self) -> Option<usize> {
+        match self {
+            Extent::Fixed(n) => Some(n),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Extent::Fixed(n) => write!(f, "{n}"),
+            Extent::Rows => f.write_str("rows"),
+            Extent::Outputs => f.write_str("outputs"),
+        }
+    }
+}
+
+impl fmt::Debug for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<usize> for Extent {
+    fn from(n: usize) -> Self {
+        Extent::Fixed(n)
+    }
+}
+
+/// Extents from the outermost to the innermost (the reverse of GGUF's `ne` order). At least one, at most four.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shape {
+    extents: [Extent; Shape::MAX_RANK],
+    rank: u8,
+}
+
+impl Shape {
+    /// The largest rank a shape can have.
+    pub const MAX_RANK: usize = 4;
+
+    /// A shape with these extents, outermost first.
+    ///
+    /// # Panics
+    /// If there are none or more than [`Shape::MAX_RANK`].
+    pub fn new(extents: &[Extent]) -> Self {
+        assert!((1..=Self::MAX_RANK).contains(&extents.len()), "a shape has 1 to 4 extents: {extents:?}");
+        let mut all = [Extent::Fixed(1); Self::MAX_RANK];
+        all[..extents.len()].copy_from_slice(extents);
+        Shape { extents: all, rank: extents.len() as u8 }
+    }
+
+    /// A shape without symbolic extents.
+    ///
+    /// # Panics
+    /// As [`Shape::new`].
+    pub fn fixed(extents: &[usize]) -> Self {
+        let all: Vec<Extent> = extents.iter().map(|&n| Extent::Fixed(n)).collect();
+        Self::new(&all)
+    }
+
+    /// `[rows, rest…]`.
+    pub fn rows(rest: &[usize]) -> Self {
+        let all: Vec<Extent> =
+            std::iter::once(Extent::Rows).chain(rest.iter().map(|&n| Extent::Fixed(n))).collect();
+        Self::new(&all)
+    }
+
+    /// The extents, outermost first.
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents[..self.rank as usize]
+    }
+
+    /// Number of extents.
+    pub fn rank(&self) -> usize {
+        self.rank as usize
+    }
+
+    /// The innermost extent, which no operation lets vary.
+    pub fn inner(&self) -> usize {
+        self.extents()[self.rank() - 1].fixed().unwrap_or(0)
+    }
+
+    /// The values of all extents in `step`.
+    pub fn at(&self, step: &Step) -> Vec<usize> {
+        self.extents().iter().map(|e| e.at(step)).collect()
+    }
+
+    /// Number of elements in `step`.
+    pub fn elements(&self, step: &Step) -> usize {
+        self.extents().iter().map(|e| e.at(step)).product()
+    }
+
+    /// Number of elements, if no extent is symbolic.
+    pub fn fixed_elements(&self) -> Option<usize> {
+        self.extents().iter().try_fold(1usize, |n, e| n.checked_mul(e.fixed()?))
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[")?;
+        for (i, e) in self.extents().iter().enumerate() {
+            write!(f, "{}{e}", if i == 0 { "" } else { ", " })?;
+        }
+        f.write_str("]")
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What a tensor is, wherever it lies: format, shape, and the bytes between neighbours of each outer axis.
+///
+/// The innermost axis is always contiguous: `row_bytes(inner)` bytes of whole blocks. A view (slice, reshape)
+/// differs from its base only in shape, strides and the offset of its [`Place`](crate::Place).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TensorDesc {
+    /// Storage format of the elements.
+    pub dtype: DType,
+    /// Extents, outermost first.
+    pub shape: Shape,
+    /// `strides[i]`: bytes from one index of axis `i` to the next, for every axis but the innermost (whose
+    /// entry, like those past the rank, is 0).
+    pub strides: [usize; Shape::MAX_RANK],
+}
+
+impl TensorDesc {
+    /// A dense tensor. Outer axes that contain a symbolic extent below them cannot be dense, so only the
+    /// outermost extent may be symbolic.
+    ///
+    /// # Panics
+    /// If an extent other than the outermost is symbolic.
+    pub fn new(dtype: DType, shape: Shape) -> Self {
+        let mut strides = [0; Shape::MAX_RANK];
+        let rank = shape.rank();
+        if rank > 1 {
+            let mut bytes = dtype.row_bytes(shape.inner());
+            for axis in (0..rank - 1).rev() {
+                strides[axis] = bytes;
+                if axis > 0 {
+                    let extent = shape.extents()[axis].fixed();
+                    bytes *= extent.expect("only the outermost extent of a dense tensor may be symbolic");
+                }
+            }
+        }
+        TensorDesc { dtype, shape, strides }
+    }
+
+    /// Bytes of one innermost row.
+    pub fn row_bytes(&self) -> usize {
+        self.dtype.row_bytes(self.shape.inner())
+    }
+
+    /// Whether the strides are those of [`TensorDesc::new`].
+    pub fn is_dense(&self) -> bool {
+        let rank = self.shape.rank();
+        let mut bytes = self.row_bytes();
+        (0..rank.saturating_sub(1)).rev().all(|axis| {
+            let dense = self.strides[axis] == bytes;
+            bytes = bytes.saturating_mul(self.shape.extents()[axis].fixed().unwrap_or(1));
+            dense
+        })
+    }
+
+    /// Bytes from the first element to one past the last in `step`; 0 if empty.
+    pub fn span_bytes(&self, step: &Step) -> usize {
+        let extents = self.shape.at(step);
+        if extents.contains(&0) {
+            return 0;
+        }
+        let outer: usize =
+            extents[..extents.len() - 1].iter().zip(&self.strides).map(|(n, stride)| (n - 1) * stride).sum();
+        outer + self.row_bytes()
+    }
+
+    /// Bytes of the elements themselves in `step` (without gaps between strided rows).
+    pub fn dense_bytes(&self, step: &Step) -> usize {
+        let extents = self.shape.at(step);
+        extents[..extents.len() - 1].iter().product::<usize>() * self.row_bytes()
+    }
+}
+
+impl fmt::Debug for TensorDesc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.dtype, self.shape)?;
+        if !self.is_dense() {
+            write!(f, " strides {:?}", &self.strides[..self.shape.rank() - 1])?;
+        }
+        Ok(())
+    }
+}

@@ -114,5 +114,158 @@ impl fmt::Display for DType {
 
 /// A tensor type id of a GGUF file (`ggml_type`), known by name and size also where Fathom does not compute
 /// with it.
+///
+/// ```
+/// use backend_api::{DType, GgmlType};
+///
+/// assert_eq!(GgmlType(12).dtype(), Some(DType::Q4_K));
+/// assert_eq!(GgmlType(17).to_string(), "IQ2_XS");
+/// assert_eq!(GgmlType(17).dtype(), None);
+/// assert_eq!(GgmlType(999).to_string(), "unknown(999)");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GgmlType(pub u32);
+
+/// What is known of one type id.
+struct TypeRow {
+    id: u32,
+    name: &'static str,
+    /// `None` for ids that GGUF once used and no longer does; their layouts are not described anywhere stable.
+    block: Option<(usize, usize)>,
+}
+
+const fn row(id: u32, name: &'static str, block_len: usize, block_bytes: usize) -> TypeRow {
+    TypeRow { id, name, block: Some((block_len, block_bytes)) }
+}
+
+const fn removed(id: u32, name: &'static str) -> TypeRow {
+    TypeRow { id, name, block: None }
+}
+
+/// All type ids, in order. `testdata/make_formats.py` writes the table that a test compares this one with.
+const TYPES: [TypeRow; 42] = [
+    row(0, "F32", 1, 4),
+    row(1, "F16", 1, 2),
+    row(2, "Q4_0", 32, 18),
+    row(3, "Q4_1", 32, 20),
+    removed(4, "Q4_2"),
+    removed(5, "Q4_3"),
+    row(6, "Q5_0", 32, 22),
+    row(7, "Q5_1", 32, 24),
+    row(8, "Q8_0", 32, 34),
+    row(9, "Q8_1", 32, 40),
+    row(10, "Q2_K", 256, 84),
+    row(11, "Q3_K", 256, 110),
+    row(12, "Q4_K", 256, 144),
+    row(13, "Q5_K", 256, 176),
+    row(14, "Q6_K", 256, 210),
+    row(15, "Q8_K", 256, 292),
+    row(16, "IQ2_XXS", 256, 66),
+    row(17, "IQ2_XS", 256, 74),
+    row(18, "IQ3_XXS", 256, 98),
+    row(19, "IQ1_S", 256, 50),
+    row(20, "IQ4_NL", 32, 18),
+    row(21, "IQ3_S", 256, 110),
+    row(22, "IQ2_S", 256, 82),
+    row(23, "IQ4_XS", 256, 136),
+    row(24, "I8", 1, 1),
+    row(25, "I16", 1, 2),
+    row(26, "I32", 1, 4),
+    row(27, "I64", 1, 8),
+    row(28, "F64", 1, 8),
+    row(29, "IQ1_M", 256, 56),
+    row(30, "BF16", 1, 2),
+    removed(31, "Q4_0_4_4"),
+    removed(32, "Q4_0_4_8"),
+    removed(33, "Q4_0_8_8"),
+    row(34, "TQ1_0", 256, 54),
+    row(35, "TQ2_0", 256, 66),
+    removed(36, "IQ4_NL_4_4"),
+    removed(37, "IQ4_NL_4_8"),
+    removed(38, "IQ4_NL_8_8"),
+    row(39, "MXFP4", 32, 17),
+    row(40, "NVFP4", 64, 36),
+    row(41, "Q1_0", 128, 18),
+];
+
+impl GgmlType {
+    fn row(self) -> Option<&'static TypeRow> {
+        TYPES.get(usize::try_from(self.0).ok()?)
+    }
+
+    /// GGUF's name; `None` for an id that is not known.
+    pub fn name(self) -> Option<&'static str> {
+        Some(self.row()?.name)
+    }
+
+    /// Values in a block; `None` for an id that is not known or no longer used.
+    pub fn block_len(self) -> Option<usize> {
+        Some(self.row()?.block?.0)
+    }
+
+    /// Bytes of a block; `None` as for [`GgmlType::block_len`].
+    pub fn block_bytes(self) -> Option<usize> {
+        Some(self.row()?.block?.1)
+    }
+
+    /// The format, if Fathom computes with it.
+    pub fn dtype(self) -> Option<DType> {
+        let name = self.name()?;
+        DType::WEIGHTS.into_iter().chain([DType::I32]).find(|dtype| dtype.name() == name)
+    }
+}
+
+impl DType {
+    /// GGUF's id of this format.
+    pub fn ggml_type(self) -> GgmlType {
+        let found = TYPES.iter().find(|row| row.name == self.name());
+        GgmlType(found.expect("every format is a GGUF type").id)
+    }
+}
+
+impl fmt::Display for GgmlType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "unknown({})", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for GgmlType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_indices() {
+        assert!(TYPES.iter().enumerate().all(|(index, row)| row.id == index as u32));
+    }
+
+    #[test]
+    fn formats_and_ids_agree() {
+        for dtype in DType::WEIGHTS.into_iter().chain([DType::I32]) {
+            let id = dtype.ggml_type();
+            assert_eq!(id.dtype(), Some(dtype));
+            assert_eq!(id.to_string(), dtype.to_string());
+            assert_eq!(id.block_len(), Some(dtype.block_len()), "{dtype}");
+            assert_eq!(id.block_bytes(), Some(dtype.block_bytes()), "{dtype}");
+        }
+    }
+
+    #[test]
+    fn unknown_and_removed_types_have_no_size() {
+        for (id, name) in
+            [(4, "Q4_2"), (38, "IQ4_NL_8_8"), (42, "unknown(42)"), (u32::MAX, "unknown(4294967295)")]
+        {
+            let id = GgmlType(id);
+            assert_eq!(format!("{id} {id:?}"), format!("{name} {name}"));
+            assert_eq!((id.block_len(), id.block_bytes(), id.dtype()), (None, None, None));
+        }
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! This crate holds no algorithm of any backend. It names
 //!
-//! * the storage [formats](DType) of GGUF files and their block layouts ([`format`] decodes and encodes each),
+//! * the storage [formats](DType) of GGUF files and their block layouts ([`mod@format`] decodes and encodes
+//!   each),
 //! * [shapes](Shape), of which two extents vary from step to step ([`Extent`]),
 //! * the [operations](Op) a graph is made of, with their output shapes and checks,
 //! * the traits a backend implements: [`Device`], [`Buffer`], [`Program`],

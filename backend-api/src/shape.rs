@@ -203,13 +203,18 @@ impl TensorDesc {
         }
         let outer: usize =
             extents[..extents.len() - 1].iter().zip(&self.strides).map(|(n, stride)| (n - 1) * stride).sum();
-        outer + self.row_bytes()
+        outer + self.inner_bytes(&extents)
     }
 
     /// Bytes of the elements themselves in `step` (without gaps between strided rows).
     pub fn dense_bytes(&self, step: &Step) -> usize {
         let extents = self.shape.at(step);
-        extents[..extents.len() - 1].iter().product::<usize>() * self.row_bytes()
+        extents[..extents.len() - 1].iter().product::<usize>() * self.inner_bytes(&extents)
+    }
+
+    /// Bytes of an innermost row; the only row of a vector may have a symbolic extent.
+    fn inner_bytes(&self, extents: &[usize]) -> usize {
+        self.dtype.row_bytes(extents[extents.len() - 1])
     }
 }
 
@@ -220,5 +225,26 @@ impl fmt::Debug for TensorDesc {
             write!(f, " strides {:?}", &self.strides[..self.shape.rank() - 1])?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_follow_the_step() {
+        let step = Step { rows: 3, past: 0, outputs: 2 };
+        let ids = TensorDesc::new(DType::I32, Shape::new(&[Extent::Rows]));
+        assert_eq!((ids.span_bytes(&step), ids.dense_bytes(&step)), (12, 12));
+
+        // Columns of rows that are 10 values wide.
+        let mut view = TensorDesc::new(DType::F32, Shape::rows(&[4]));
+        view.strides[0] = 40;
+        assert_eq!((view.span_bytes(&step), view.dense_bytes(&step)), (2 * 40 + 16, 3 * 16));
+        assert_eq!(view.span_bytes(&Step { rows: 0, ..step }), 0);
+
+        let blocks = TensorDesc::new(DType::Q8_0, Shape::fixed(&[2, 40]));
+        assert_eq!(blocks.span_bytes(&step), 2 * 2 * 34);
     }
 }

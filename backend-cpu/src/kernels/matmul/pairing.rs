@@ -1,0 +1,192 @@
+//! Which rows of activations meet which matrix.
+
+use crate::{
+    builder::Builder,
+    isa::Isa,
+    kernels::{Kernel, Scratch},
+    tensor::Tensor,
+};
+use backend_api::Step;
+
+/// A matrix of a product and the entries (rows of the output) that it makes.
+#[derive(Clone, Copy)]
+pub(crate) struct Problem {
+    /// Index of the matrix.
+    pub(crate) matrix: usize,
+    /// Number of entries.
+    pub(crate) count: usize,
+    list: *const u32,
+    first: usize,
+    step: usize,
+    share: usize,
+}
+
+impl Problem {
+    /// The row of the output that entry `index` makes.
+    ///
+    /// # Safety
+    /// The grouping has run, and `index < count`.
+    #[inline(always)]
+    pub(crate) unsafe fn output(&self, index: usize) -> usize {
+        if self.list.is_null() {
+            self.first + index * self.step
+        } else {
+            // SAFETY: the list has `count` entries.
+            unsafe { *self.list.add(index) as usize }
+        }
+    }
+
+    /// The row of activations that makes this row of the output.
+    #[inline(always)]
+    pub(crate) fn input(&self, output: usize) -> usize {
+        output / self.share
+    }
+}
+
+/// The problems of one product.
+#[derive(Clone, Copy)]
+pub(crate) enum Pairing {
+    /// One matrix for all rows.
+    Rows,
+    /// Matrix `h` for rows `h, h + heads, …`.
+    Heads(usize),
+    /// The matrix that a row's expert id names; `share` neighbouring entries share a row of activations.
+    Experts {
+        /// Entries by expert.
+        groups: Groups,
+        /// Entries for each row of activations.
+        share: usize,
+    },
+}
+
+impl Pairing {
+    /// An upper bound of the number of problems.
+    pub(crate) fn problems(&self, step: &Step) -> usize {
+        match self {
+            Pairing::Rows => 1,
+            Pairing::Heads(heads) => *heads,
+            Pairing::Experts { groups, .. } => groups.experts.min(groups.ids.rows(step) * groups.ids.width()),
+        }
+    }
+
+    /// Problem `index`; `rows` is the number of rows of the output. `None` past the last.
+    ///
+    /// # Safety
+    /// The grouping has run.
+    #[inline(always)]
+    pub(crate) unsafe fn problem(&self, index: usize, rows: usize) -> Option<Problem> {
+        let list = std::ptr::null();
+        match *self {
+            Pairing::Rows => Some(Problem { matrix: 0, count: rows, list, first: 0, step: 1, share: 1 }),
+            Pairing::Heads(heads) => Some(Problem {
+                matrix: index,
+                count: rows / heads,
+                list,
+                first: index,
+                step: heads,
+                share: 1,
+            }),
+            Pairing::Experts { groups, share } => {
+                // SAFETY: the caller's.
+                let (matrix, first, count) = unsafe { groups.group(index) }?;
+                let list = groups.entries().wrapping_add(first);
+                Some(Problem { matrix, count, list, first: 0, step: 1, share })
+            }
+        }
+    }
+}
+
+/// The entries of `[rows, used]` expert ids sorted by expert: made once for all products with these ids.
+#[derive(Clone, Copy)]
+pub(crate) struct Groups {
+    ids: Tensor,
+    experts: usize,
+    /// `[active, (expert, first, count) × experts, entries…]`, u32.
+    table: *mut u32,
+}
+
+// SAFETY: an address; `Kernel::run` is where it is used.
+unsafe impl Send for Groups {}
+// SAFETY: as above.
+unsafe impl Sync for Groups {}
+
+impl Groups {
+    pub(crate) fn of(ids: &Tensor, experts: usize, builder: &mut Builder) -> Self {
+        builder.shared(ids, experts as u64, |builder| {
+            let entries = ids.rows(&builder.capacity().full_step()) * ids.width();
+            let table = builder.scratch_buffer(4 * (1 + 3 * experts + entries)).cast();
+            let groups = Groups { ids: *ids, experts, table };
+            builder.push(Group(groups));
+            groups
+        })
+    }
+
+    fn entries(&self) -> *const u32 {
+        self.table.wrapping_add(1 + 3 * self.experts)
+    }
+
+    #[inline(always)]
+    unsafe fn group(&self, index: usize) -> Option<(usize, usize, usize)> {
+        // SAFETY: the caller's: `Group` has filled the table.
+        unsafe {
+            if index >= *self.table as usize {
+                return None;
+            }
+            let at = |field: usize| *self.table.add(1 + 3 * index + field) as usize;
+            Some((at(0), at(1), at(2)))
+        }
+    }
+}
+
+struct Group(Groups);
+
+impl Kernel for Group {
+    fn tasks(&self, _step: &Step) -> usize {
+        1
+    }
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(&self, _isa: S, step: &Step, _task: usize, _scratch: &mut Scratch) {
+        let Groups { ids, experts, table } = self.0;
+        let (rows, used) = (ids.rows(step), ids.width());
+        // SAFETY: the table has room for all experts and entries; ids are below `experts` (the caller owes it, and
+        // `min` keeps a wrong one inside).
+        unsafe {
+            let expert = |entry: usize| {
+                let id = *ids.row::<i32>(entry / used).add(entry % used);
+                (id as usize).min(experts - 1)
+            };
+            let group = |index: usize, field: usize| table.add(1 + 3 * index + field);
+            for index in 0..experts {
+                *group(index, 2) = 0;
+            }
+            for entry in 0..rows * used {
+                *group(expert(entry), 2) += 1;
+            }
+            let mut first = 0;
+            for index in 0..experts {
+                *group(index, 1) = first;
+                first += *group(index, 2);
+            }
+            let entries = table.add(1 + 3 * experts);
+            for entry in 0..rows * used {
+                let next = group(expert(entry), 1);
+                *entries.add(*next as usize) = entry as u32;
+                *next += 1;
+            }
+            // The cursors stand at the ends now. Experts with entries move to the front.
+            let mut active = 0;
+            for index in 0..experts {
+                let count = *group(index, 2);
+                if count > 0 {
+                    let first = *group(index, 1) - count;
+                    *group(active, 0) = index as u32;
+                    *group(active, 1) = first;
+                    *group(active, 2) = count;
+                    active += 1;
+                }
+            }
+            *table = active as u32;
+        }
+    }
+}

@@ -1,0 +1,490 @@
+//! Products of quantised weights and quantised activations.
+//!
+//! An output is a sum over the weight's blocks, in order, in f32; within a block the dot product is an integer and
+//! exact. So [`few`](Dot::few) (weights read once, in place, for one row of activations) and
+//! [`many`](Dot::many) (16 rows of weights unpacked and transposed into a panel, then met by all rows of
+//! activations) give the same bits.
+
+use super::{
+    activations::{Layout, Quantized, Row},
+    pairing::Pairing,
+};
+use crate::{
+    isa::Isa,
+    kernels::{
+        Kernel, Scratch,
+        formats::{KBlock, SmallBlock},
+    },
+};
+use backend_api::Step;
+use std::marker::PhantomData;
+
+/// Rows of activations from which on unpacking weights into panels pays.
+const PANEL_ROWS: usize = 6;
+/// Rows of weights in a panel, and lanes of a vector.
+const LANES: usize = 16;
+/// Values of a row in a panel.
+const PANEL_K: usize = 256;
+
+/// Matrices of weights.
+#[derive(Clone, Copy)]
+pub(crate) struct Weights {
+    pub(crate) base: *const u8,
+    /// Bytes from one matrix to the next.
+    pub(crate) matrix_stride: usize,
+    /// Bytes from one row to the next.
+    pub(crate) row_stride: usize,
+    /// Rows of a matrix.
+    pub(crate) rows: usize,
+    /// Values of a row.
+    pub(crate) k: usize,
+}
+
+// SAFETY: an address; `Kernel::run` is where it is used.
+unsafe impl Send for Weights {}
+// SAFETY: as above.
+unsafe impl Sync for Weights {}
+
+/// 1 to 16 neighbouring rows of a matrix. Where there are fewer than 16, the last stands in for the others.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    base: *const u8,
+    stride: usize,
+    last: usize,
+}
+
+impl Rows {
+    #[inline(always)]
+    fn block<B>(&self, row: usize, block: usize) -> *const B {
+        self.base.wrapping_add(row.min(self.last) * self.stride).cast::<B>().wrapping_add(block)
+    }
+
+    /// Asks for the same block of the next 16 rows: 16 interleaved streams are more than processors foresee.
+    #[inline(always)]
+    fn prefetch<S: Isa, B>(&self, s: S, row: usize, block: usize) {
+        let next = self.block::<B>(row, block).cast::<u8>().wrapping_add(LANES * self.stride);
+        for line in (0..size_of::<B>()).step_by(64) {
+            s.prefetch(next.wrapping_add(line));
+        }
+    }
+}
+
+/// A panel of 16 rows: quants transposed so that the 4 bytes of lane `i` are row `i`'s.
+#[repr(C, align(64))]
+pub(crate) struct Panel {
+    quants: [u8; LANES * PANEL_K],
+    /// Integer scales of each group (K-blocks only).
+    scales: [[i32; LANES]; 16],
+    /// Integer minima of two neighbouring groups (K-blocks only).
+    minima: [[[i16; 2]; LANES]; 8],
+    /// Of each block of the panel.
+    d: [[f32; LANES]; 8],
+    m: [[f32; LANES]; 8],
+}
+
+impl Panel {
+    /// Takes the f16 scales of a block of each row.
+    #[inline(always)]
+    fn scale<S: Isa>(&mut self, s: S, block: usize, d: &[u16; LANES], m: &[u16; LANES]) {
+        // SAFETY: 16 lanes each.
+        unsafe {
+            s.store(self.d[block].as_mut_ptr(), s.load_f16(d.as_ptr()));
+            s.store(self.m[block].as_mut_ptr(), s.load_f16(m.as_ptr()));
+        }
+    }
+}
+
+/// How 16 rows of a format meet activations.
+pub(crate) trait Dot: Send + Sync {
+    /// 16 rows of weights with one row of activations.
+    ///
+    /// # Safety
+    /// The rows hold `layout.k` values, and `a` is filled.
+    unsafe fn few<S: Isa>(s: S, rows: Rows, a: Row, layout: Layout) -> S::F;
+
+    /// Fills the panel with the values `256 × index ..` of 16 rows; returns how many there are.
+    ///
+    /// # Safety
+    /// The rows hold `layout.k` values.
+    unsafe fn unpack<S: Isa>(s: S, rows: Rows, index: usize, layout: Layout, panel: &mut Panel) -> usize;
+
+    /// Adds the panel's part to `sums[t]` for each of `T` rows of activations.
+    ///
+    /// # Safety
+    /// The rows are filled and hold values `256 × index .. 256 × index + n`.
+    unsafe fn many<S: Isa, const T: usize>(
+        s: S,
+        panel: &Panel,
+        a: [Row; T],
+        index: usize,
+        n: usize,
+        sums: [S::F; T],
+    ) -> [S::F; T];
+}
+
+/// Formats of 256-value blocks.
+pub(crate) struct OfK<B>(PhantomData<B>);
+/// Formats of 32-value blocks.
+pub(crate) struct OfSmall<B>(PhantomData<B>);
+
+/// `Σ q × a × scale` of a block becomes its part of the sum. The same operations in `few` and `many`.
+#[inline(always)]
+fn k_part<S: Isa, B: KBlock>(s: S, dot: S::I, minima: S::I, d: S::F, dmin: S::F, a: f32, sum: S::F) -> S::F {
+    let part = if B::MINIMA {
+        s.sub(s.mul(d, s.to_f32(dot)), s.mul(dmin, s.to_f32(minima)))
+    } else {
+        let zero = s.mul_i32(minima, s.splat_i32(B::zero::<S>()));
+        s.mul(d, s.to_f32(s.sub_i32(dot, zero)))
+    };
+    s.mul_add(part, s.splat(a), sum)
+}
+
+#[inline(always)]
+fn small_part<S: Isa, B: SmallBlock>(
+    s: S,
+    dot: S::I,
+    a_sum: i32,
+    d: S::F,
+    m: S::F,
+    a: f32,
+    sum: S::F,
+) -> S::F {
+    let part = if B::MINIMA {
+        s.add(s.mul(d, s.to_f32(dot)), s.mul(m, s.splat(a_sum as f32)))
+    } else {
+        s.mul(d, s.to_f32(s.sub_i32(dot, s.splat_i32(B::zero::<S>() * a_sum))))
+    };
+    s.mul_add(part, s.splat(a), sum)
+}
+
+#[inline(always)]
+fn dot<S: Isa>(s: S, signed: bool, sum: S::I, q: S::B, a: S::B) -> S::I {
+    if signed { s.dot_i8(sum, q, a) } else { s.dot_u7(sum, q, a) }
+}
+
+impl<B: KBlock> Dot for OfK<B> {
+    #[inline(always)]
+    unsafe fn few<S: Isa>(s: S, rows: Rows, a: Row, layout: Layout) -> S::F {
+        // SAFETY: the caller's; block `b` of each row exists for `b < blocks`, and vectors of `a` are padded.
+        unsafe {
+            let mut sum = s.splat(0.0);
+            for b in 0..layout.blocks() {
+                let values: [S::B; 4] = array!(4, |c| s.load_bytes(a.quants(256 * b + 64 * c).cast()));
+                let sums = s.load_w(a.group_sums(b, B::GROUP));
+                let (mut d, mut dmin) = ([0; LANES], [0; LANES]);
+                let quads: [S::I; 4] = array!(4, |g| {
+                    s.sum_quads(array!(4, |i| {
+                        let block = &*rows.block::<B>(4 * g + i, b);
+                        rows.prefetch::<S, B>(s, 4 * g + i, b);
+                        d[4 * g + i] = u16::from_le_bytes(block.d());
+                        dmin[4 * g + i] = u16::from_le_bytes(block.dmin());
+                        let scales = s.widen(block.scales());
+                        let mut sum = s.splat_i32(0);
+                        for (c, values) in values.into_iter().enumerate() {
+                            let q = block.quants(s, c);
+                            sum = if B::SIGNED {
+                                let spread = match B::GROUP {
+                                    16 => s.spread::<16>(scales, c),
+                                    _ => s.spread::<32>(scales, c),
+                                };
+                                s.add_i32(sum, s.mul_i32(s.dot_i8(s.splat_i32(0), q, values), spread))
+                            } else {
+                                match B::GROUP {
+                                    16 => s.dot_scaled::<16>(sum, q, values, scales, c),
+                                    _ => s.dot_scaled::<32>(sum, q, values, scales, c),
+                                }
+                            };
+                        }
+                        s.fold_beside(sum, s.widen(block.minima()), sums)
+                    }))
+                });
+                let (dot, minima) = s.sum_halves(quads);
+                let (d, dmin) = (s.load_f16(d.as_ptr()), s.load_f16(dmin.as_ptr()));
+                sum = k_part::<S, B>(s, dot, minima, d, dmin, a.scale(b), sum);
+            }
+            sum
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack<S: Isa>(s: S, rows: Rows, index: usize, _layout: Layout, panel: &mut Panel) -> usize {
+        let mut blocks: [*const B; LANES] = [std::ptr::null(); LANES];
+        let (mut d, mut dmin) = ([0; LANES], [0; LANES]);
+        for (row, block) in blocks.iter_mut().enumerate() {
+            *block = rows.block::<B>(row, index);
+            // SAFETY: the caller's.
+            let block = unsafe { &**block };
+            d[row] = u16::from_le_bytes(block.d());
+            dmin[row] = u16::from_le_bytes(block.dmin());
+            for (group, scale) in block.scales().to_le_bytes().into_iter().enumerate().take(256 / B::GROUP) {
+                panel.scales[group][row] = i32::from(scale as i8);
+            }
+            for (group, min) in block.minima().to_le_bytes().into_iter().enumerate().take(256 / B::GROUP) {
+                panel.minima[group / 2][row][group % 2] = i16::from(min as i8);
+            }
+        }
+        panel.scale(s, 0, &d, &dmin);
+        for chunk in 0..4 {
+            // SAFETY: the caller's; a chunk is 1024 of the panel's 4096 bytes.
+            unsafe {
+                let quants = array!(LANES, |row| (*blocks[row]).quants(s, chunk));
+                s.store_transposed(&quants, panel.quants.as_mut_ptr().add(1024 * chunk));
+            }
+        }
+        256
+    }
+
+    #[inline(always)]
+    unsafe fn many<S: Isa, const T: usize>(
+        s: S,
+        panel: &Panel,
+        a: [Row; T],
+        index: usize,
+        _n: usize,
+        sums: [S::F; T],
+    ) -> [S::F; T] {
+        // SAFETY: the caller's; all indices into the panel are constants below its sizes.
+        unsafe {
+            let mut total = [s.splat_i32(0); T];
+            for group in 0..256 / B::GROUP {
+                let mut part = [s.splat_i32(0); T];
+                for four in 0..B::GROUP / 4 {
+                    let at = group * B::GROUP + 4 * four;
+                    let q = s.load_bytes(panel.quants.as_ptr().add(LANES * at));
+                    for t in 0..T {
+                        part[t] = dot(s, B::SIGNED, part[t], q, s.splat_4(a[t].quants(256 * index + at)));
+                    }
+                }
+                let scale = s.load_i32(panel.scales[group].as_ptr());
+                for t in 0..T {
+                    total[t] = s.add_i32(total[t], s.mul_i32(part[t], scale));
+                }
+            }
+            let (d, dmin) = (s.load(panel.d[0].as_ptr()), s.load(panel.m[0].as_ptr()));
+            array!(T, |t| {
+                let mut minima = s.splat_i32(0);
+                if B::MINIMA || B::zero::<S>() != 0 {
+                    for pair in 0..128 / B::GROUP {
+                        let weights = s.load_bytes(panel.minima[pair].as_ptr().cast());
+                        let values = s.splat_4(a[t].group_sums(index, B::GROUP).add(2 * pair).cast());
+                        minima = s.dot_i16(minima, weights, values);
+                    }
+                }
+                k_part::<S, B>(s, total[t], minima, d, dmin, a[t].scale(index), sums[t])
+            })
+        }
+    }
+}
+
+impl<B: SmallBlock> Dot for OfSmall<B> {
+    #[inline(always)]
+    unsafe fn few<S: Isa>(s: S, rows: Rows, a: Row, layout: Layout) -> S::F {
+        // SAFETY: the caller's; of an odd last block, the pair's second half is the same block beside zeros.
+        unsafe {
+            let mut sum = s.splat(0.0);
+            let blocks = layout.blocks();
+            for first in (0..blocks).step_by(2) {
+                let second = (first + 1).min(blocks - 1);
+                let values = s.load_bytes(a.quants(32 * first).cast());
+                let (mut d, mut m) = ([[0; LANES]; 2], [[0; LANES]; 2]);
+                let quads: [S::I; 4] = array!(4, |g| {
+                    s.sum_quads(array!(4, |i| {
+                        let row = 4 * g + i;
+                        let pair = [&*rows.block::<B>(row, first), &*rows.block::<B>(row, second)];
+                        rows.prefetch::<S, [B; 2]>(s, row, first / 2);
+                        for (half, block) in pair.into_iter().enumerate() {
+                            d[half][row] = u16::from_le_bytes(block.d());
+                            m[half][row] = u16::from_le_bytes(block.m());
+                        }
+                        dot(s, B::SIGNED, s.splat_i32(0), B::quants(s, pair), values)
+                    }))
+                });
+                let dots = s.sum_halves(quads);
+                let scale = |half: &[u16; LANES]| s.load_f16(half.as_ptr());
+                let (sum_a, scale_a) = (a.sum(first), a.scale(first));
+                sum = small_part::<S, B>(s, dots.0, sum_a, scale(&d[0]), scale(&m[0]), scale_a, sum);
+                if second > first {
+                    let (sum_a, scale_a) = (a.sum(second), a.scale(second));
+                    sum = small_part::<S, B>(s, dots.1, sum_a, scale(&d[1]), scale(&m[1]), scale_a, sum);
+                }
+            }
+            sum
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack<S: Isa>(s: S, rows: Rows, index: usize, layout: Layout, panel: &mut Panel) -> usize {
+        let blocks = (layout.blocks() - 8 * index).min(8);
+        for b in 0..blocks {
+            let (mut d, mut m) = ([0; LANES], [0; LANES]);
+            for row in 0..LANES {
+                // SAFETY: the caller's.
+                let block = unsafe { &*rows.block::<B>(row, 8 * index + b) };
+                d[row] = u16::from_le_bytes(block.d());
+                m[row] = u16::from_le_bytes(block.m());
+            }
+            panel.scale(s, b, &d, &m);
+        }
+        for first in (0..blocks).step_by(2) {
+            let second = (first + 1).min(blocks - 1);
+            // SAFETY: the caller's; a pair is 1024 of the panel's 4096 bytes.
+            unsafe {
+                let quants = array!(LANES, |row| {
+                    let block = |b: usize| &*rows.block::<B>(row, 8 * index + b);
+                    B::quants(s, [block(first), block(second)])
+                });
+                s.store_transposed(&quants, panel.quants.as_mut_ptr().add(512 * first));
+            }
+        }
+        32 * blocks
+    }
+
+    #[inline(always)]
+    unsafe fn many<S: Isa, const T: usize>(
+        s: S,
+        panel: &Panel,
+        a: [Row; T],
+        index: usize,
+        n: usize,
+        mut sums: [S::F; T],
+    ) -> [S::F; T] {
+        // SAFETY: the caller's; `n <= 256`.
+        unsafe {
+            for b in 0..n / 32 {
+                let mut part = [s.splat_i32(0); T];
+                for four in 0..8 {
+                    let at = 32 * b + 4 * four;
+                    let q = s.load_bytes(panel.quants.as_ptr().add(LANES * at));
+                    for t in 0..T {
+                        part[t] = dot(s, B::SIGNED, part[t], q, s.splat_4(a[t].quants(256 * index + at)));
+                    }
+                }
+                let (d, m) = (s.load(panel.d[b].as_ptr()), s.load(panel.m[b].as_ptr()));
+                for t in 0..T {
+                    let (sum, scale) = (a[t].sum(8 * index + b), a[t].scale(8 * index + b));
+                    sums[t] = small_part::<S, B>(s, part[t], sum, d, m, scale, sums[t]);
+                }
+            }
+            sums
+        }
+    }
+}
+
+/// A product as a kernel: a task is some neighbouring rows of one matrix with all its entries.
+pub(crate) struct Product<D> {
+    pub(crate) weights: Weights,
+    pub(crate) activations: Quantized,
+    pub(crate) pairing: Pairing,
+    /// Dense `[entries, weights.rows]`.
+    pub(crate) output: crate::tensor::Tensor,
+    /// Rows of weights in a task, a multiple of 16.
+    pub(crate) chunk: usize,
+    /// Entries in the largest step.
+    pub(crate) capacity: usize,
+    pub(crate) format: PhantomData<D>,
+}
+
+impl<D: Dot> Product<D> {
+    /// The panel, then a sum vector and an activation row for each entry.
+    fn panel_bytes(entries: usize) -> usize {
+        64 + size_of::<Panel>() + entries * (4 * LANES + size_of::<Row>())
+    }
+
+    #[inline(always)]
+    unsafe fn store<S: Isa>(&self, s: S, entry: usize, row: usize, sum: S::F) {
+        let n = (self.weights.rows - row).min(LANES);
+        // SAFETY: the output has `weights.rows` values at each entry.
+        unsafe { s.store_first(self.output.base::<f32>().add(entry * self.weights.rows + row), sum, n) }
+    }
+}
+
+impl<D: Dot + 'static> Kernel for Product<D> {
+    fn scratch_bytes(&self) -> usize {
+        Self::panel_bytes(self.capacity)
+    }
+
+    fn tasks(&self, step: &Step) -> usize {
+        self.pairing.problems(step) * self.weights.rows.div_ceil(self.chunk)
+    }
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(&self, s: S, step: &Step, task: usize, scratch: &mut Scratch) {
+        let Weights { base, matrix_stride, row_stride, rows, .. } = self.weights;
+        let chunks = rows.div_ceil(self.chunk);
+        let entries = self.output.rows(step);
+        let layout = self.activations.layout();
+        // SAFETY: the caller's: buffers live, groups are made, activations are filled; scratch has
+        // `panel_bytes(capacity)`, and no problem has more entries than the capacity.
+        unsafe {
+            let Some(problem) = self.pairing.problem(task / chunks, entries) else { return };
+            let first = task % chunks * self.chunk;
+            let matrix = base.add(problem.matrix * matrix_stride);
+            let lanes = |row: usize| Rows {
+                base: matrix.add(row * row_stride),
+                stride: row_stride,
+                last: (rows - row).min(LANES) - 1,
+            };
+            let groups = (first..rows.min(first + self.chunk)).step_by(LANES);
+            if problem.count < PANEL_ROWS {
+                for row in groups {
+                    for index in 0..problem.count {
+                        let entry = problem.output(index);
+                        let a = self.activations.row(problem.input(entry));
+                        self.store(s, entry, row, D::few(s, lanes(row), a, layout));
+                    }
+                }
+                return;
+            }
+            let memory = scratch.as_mut_ptr();
+            let memory = memory.add(memory.align_offset(64));
+            let panel = &mut *memory.cast::<Panel>();
+            let sums = memory.add(size_of::<Panel>()).cast::<[f32; LANES]>();
+            let a = sums.add(self.capacity).cast::<Row>();
+            for index in 0..problem.count {
+                a.add(index).write(self.activations.row(problem.input(problem.output(index))));
+            }
+            for row in groups {
+                for index in 0..problem.count {
+                    sums.add(index).write([0.0; LANES]);
+                }
+                for part in 0..layout.k().div_ceil(PANEL_K) {
+                    let n = D::unpack(s, lanes(row), part, layout, panel);
+                    let mut index = 0;
+                    while index < problem.count {
+                        let left = problem.count - index;
+                        let at = (a.add(index).cast_const(), sums.add(index));
+                        index += match S::PANEL_TOKENS.min(left) {
+                            8.. => meet::<S, D, 8>(s, panel, at, part, n),
+                            4.. => meet::<S, D, 4>(s, panel, at, part, n),
+                            2.. => meet::<S, D, 2>(s, panel, at, part, n),
+                            _ => meet::<S, D, 1>(s, panel, at, part, n),
+                        };
+                    }
+                }
+                for index in 0..problem.count {
+                    self.store(s, problem.output(index), row, s.load(sums.add(index).cast()));
+                }
+            }
+        }
+    }
+}
+
+/// [`Dot::many`] for `T` neighbouring entries; returns `T`.
+#[inline(always)]
+unsafe fn meet<S: Isa, D: Dot, const T: usize>(
+    s: S,
+    panel: &Panel,
+    (a, sums): (*const Row, *mut [f32; LANES]),
+    part: usize,
+    n: usize,
+) -> usize {
+    // SAFETY: the caller owes `T` rows and sums.
+    unsafe {
+        let before = array!(T, |t| s.load(sums.add(t).cast()));
+        let after = D::many::<S, T>(s, panel, array!(T, |t| *a.add(t)), part, n, before);
+        for (t, sum) in after.into_iter().enumerate() {
+            s.store(sums.add(t).cast(), sum);
+        }
+    }
+    T
+}

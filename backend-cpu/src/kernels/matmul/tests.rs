@@ -1,0 +1,212 @@
+//! Products of every format and instruction set against float64, and few rows against many.
+
+use super::*;
+use crate::{
+    isa::Level,
+    kernels::{
+        Scratch,
+        testing::{each_level, numbers},
+    },
+};
+use backend_api::{Capacity, Extent, Shape, Step, TensorDesc, format};
+
+struct Case {
+    dtype: DType,
+    matrices: usize,
+    m: usize,
+    k: usize,
+}
+
+impl Case {
+    /// Encoded weights, and what they decode to.
+    fn weights(&self) -> (Vec<u8>, Vec<f32>) {
+        let rows = self.matrices * self.m;
+        let values = numbers(rows * self.k, 7);
+        let row_bytes = self.dtype.row_bytes(self.k);
+        let (mut bytes, mut decoded) = (vec![0; rows * row_bytes], vec![0.0; rows * self.k]);
+        for row in 0..rows {
+            let bytes = &mut bytes[row * row_bytes..][..row_bytes];
+            format::encode(self.dtype, &values[row * self.k..][..self.k], bytes);
+            format::decode(self.dtype, bytes, &mut decoded[row * self.k..][..self.k]);
+        }
+        (bytes, decoded)
+    }
+}
+
+/// Runs what `build` pushed, one task after the other.
+fn run(level: Level, step: Step, build: impl FnOnce(&mut Builder)) {
+    let mut builder = Builder::new(level, 2, Capacity { rows: step.rows, outputs: step.rows, kv_len: 64 });
+    build(&mut builder);
+    let (phases, _memory) = builder.finish();
+    let mut scratch = Scratch::default();
+    for phase in &phases {
+        scratch.reserve(phase.kernel.scratch_bytes());
+        for task in 0..phase.kernel.tasks(&step) {
+            // SAFETY: one thread; the test keeps its tensors alive.
+            unsafe { phase.kernel.run(&step, task, &mut scratch) }
+        }
+    }
+}
+
+fn step(rows: usize) -> Step {
+    Step { rows, past: 0, outputs: rows }
+}
+
+/// A tensor that is only read.
+fn input<T>(data: &[T], dtype: DType, shape: Shape) -> Tensor {
+    Tensor::new(data.as_ptr().cast_mut().cast(), TensorDesc::new(dtype, shape))
+}
+
+fn output(data: &mut [f32], rest: &[usize]) -> Tensor {
+    Tensor::new(data.as_mut_ptr().cast(), TensorDesc::new(DType::F32, Shape::rows(rest)))
+}
+
+fn product_of(
+    level: Level,
+    case: &Case,
+    bytes: &[u8],
+    x: &[f32],
+    rows: usize,
+    precision: Precision,
+) -> Vec<f32> {
+    let mut out = vec![f32::NAN; rows * case.m];
+    let w = input(bytes, case.dtype, Shape::fixed(&[case.m, case.k]));
+    let (x, y) = (input(x, DType::F32, Shape::rows(&[case.k])), output(&mut out, &[case.m]));
+    run(level, step(rows), |builder| matmul(&w, &x, &y, precision, builder));
+    out
+}
+
+fn nmse(want: &[f64], found: &[f32]) -> f64 {
+    let error: f64 = want.iter().zip(found).map(|(w, f)| (w - f64::from(*f)).powi(2)).sum();
+    error / want.iter().map(|w| w * w).sum::<f64>()
+}
+
+#[test]
+fn products_are_right_in_every_format() {
+    for dtype in DType::WEIGHTS {
+        let lengths: &[usize] = match dtype.block_len() {
+            1 => &[1, 15, 16, 17, 120, 576],
+            32 => &[32, 64, 96, 256, 288, 544],
+            _ => &[256, 512, 768],
+        };
+        for &k in lengths {
+            for m in [1, 15, 16, 17, 40] {
+                let case = Case { dtype, matrices: 1, m, k };
+                let (bytes, decoded) = case.weights();
+                for rows in [1, 2, 5, 9, 16] {
+                    let x = numbers(rows * k, 11);
+                    let want: Vec<f64> = (0..rows * m)
+                        .map(|i| {
+                            let (x, w) = (&x[i / m * k..][..k], &decoded[i % m * k..][..k]);
+                            x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+                        })
+                        .collect();
+                    each_level(|level| {
+                        for precision in [Precision::Default, Precision::F32] {
+                            let found = product_of(level, &case, &bytes, &x, rows, precision);
+                            let exact = !dtype.is_quantized() || precision == Precision::F32;
+                            let bound = if exact { 1e-11 } else { 4e-4 };
+                            let error = nmse(&want, &found);
+                            // One output alone may lose all its digits to cancellation.
+                            let few = rows * m < 30;
+                            assert!(
+                                error <= if few { bound * 300.0 } else { bound },
+                                "{dtype} [{m}, {k}] × {rows}, {level}, {precision:?}: nmse {error:e}"
+                            );
+                        }
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_alone_equals_the_row_in_a_batch() {
+    for dtype in DType::WEIGHTS {
+        let k = if dtype.block_len() == 32 { 288 } else { 512 };
+        let case = Case { dtype, matrices: 1, m: 35, k };
+        let (bytes, _) = case.weights();
+        let rows = 23;
+        let x = numbers(rows * k, 5);
+        each_level(|level| {
+            for precision in [Precision::Default, Precision::F32] {
+                let batch = product_of(level, &case, &bytes, &x, rows, precision);
+                for row in 0..rows {
+                    let x = &x[row * k..][..k];
+                    let alone = product_of(level, &case, &bytes, x, 1, precision);
+                    assert!(
+                        alone
+                            .iter()
+                            .map(|y| y.to_bits())
+                            .eq(batch[row * 35..][..35].iter().map(|y| y.to_bits())),
+                        "{dtype}, {level}, {precision:?}, row {row}"
+                    );
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn integer_products_are_the_same_bits_in_all_fused_instruction_sets() {
+    if !(Level::Avx2.is_available() && Level::Avx512.is_available()) {
+        println!("skipped: this processor lacks AVX2 or AVX-512");
+        return;
+    }
+    for dtype in DType::WEIGHTS {
+        let case = Case { dtype, matrices: 1, m: 20, k: 512 };
+        let (bytes, _) = case.weights();
+        let x = numbers(8 * 512, 3);
+        for rows in [1, 8] {
+            let of = |level| product_of(level, &case, &bytes, &x, rows, Precision::Default);
+            assert_eq!(of(Level::Avx2), of(Level::Avx512), "{dtype}, {rows} rows");
+        }
+    }
+}
+
+#[test]
+fn heads_and_experts_meet_their_matrices() {
+    let (matrices, m, k, rows, used) = (5, 18, 256, 11, 3);
+    for dtype in [DType::F16, DType::Q8_0, DType::Q4_K] {
+        let case = Case { dtype, matrices, m, k };
+        let (bytes, _) = case.weights();
+        let matrix_bytes = m * dtype.row_bytes(k);
+        each_level(|level| {
+            // Heads.
+            let x = numbers(rows * matrices * k, 13);
+            let mut out = vec![f32::NAN; rows * matrices * m];
+            let w = input(&bytes, dtype, Shape::fixed(&[matrices, m, k]));
+            let tx = input(&x, DType::F32, Shape::rows(&[matrices, k]));
+            let ty = output(&mut out, &[matrices, m]);
+            run(level, step(rows), |builder| head_matmul(&w, &tx, &ty, Precision::Default, builder));
+            let alone = Case { dtype, matrices: 1, m, k };
+            for index in 0..rows * matrices {
+                let w = &bytes[index % matrices * matrix_bytes..][..matrix_bytes];
+                let want = product_of(level, &alone, w, &x[index * k..][..k], 1, Precision::Default);
+                assert_eq!(out[index * m..][..m], want, "head {index}");
+            }
+            // Experts, with a shared row and with one for each choice.
+            let ids: Vec<i32> = (0..rows * used).map(|i| [0, 3, 4, 0, 3, 1, 0][i * 5 % 7]).collect();
+            for shared in [true, false] {
+                let x = numbers(rows * used * k, 17);
+                let mut out = vec![f32::NAN; rows * used * m];
+                let w = input(&bytes, dtype, Shape::fixed(&[matrices, m, k]));
+                let tx =
+                    input(&x, DType::F32, if shared { Shape::rows(&[k]) } else { Shape::rows(&[used, k]) });
+                let ty = output(&mut out, &[used, m]);
+                let shape = Shape::new(&[Extent::Rows, used.into()]);
+                let ti = input(&ids, DType::I32, shape);
+                run(level, step(rows), |builder| {
+                    expert_matmul(&w, &tx, &ti, &ty, Precision::Default, builder)
+                });
+                for entry in 0..rows * used {
+                    let w = &bytes[ids[entry] as usize * matrix_bytes..][..matrix_bytes];
+                    let at = if shared { entry / used } else { entry };
+                    let want = product_of(level, &alone, w, &x[at * k..][..k], 1, Precision::Default);
+                    assert_eq!(out[entry * m..][..m], want, "entry {entry}, shared {shared}");
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,259 @@
+//! A compiled program: kernels in order, and the buffers they point into.
+
+use crate::{
+    buffer::{CpuBuffer, Memory},
+    builder::{Builder, Phase},
+    isa::Level,
+    kernels::Scratch,
+    ops,
+    pool::{Member, Poisoned, Team},
+    tensor::Tensor,
+};
+use backend_api::{
+    BufferRef, Capacity, DeviceError, Observer, Op, OpDesc, OpEvent, Program, ProgramDesc, ProgramOp, Step,
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// What [`CpuDevice::compile`](crate::CpuDevice) makes.
+pub(crate) struct CpuProgram {
+    device: String,
+    name: String,
+    capacity: Capacity,
+    team: Arc<Team>,
+    phases: Vec<Phase>,
+    ops: Vec<OpRecord>,
+    /// Kernels point into these.
+    _memory: Vec<Memory>,
+    _buffers: Vec<BufferRef>,
+}
+
+/// What the observer hears of an operation.
+struct OpRecord {
+    name: String,
+    desc: OpDesc,
+    nanoseconds: AtomicU64,
+}
+
+/// Time between the ends of phases, whoever ends them.
+struct Clock {
+    start: Instant,
+    /// Nanoseconds from the start to the last lap.
+    last: AtomicU64,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Clock { start: Instant::now(), last: AtomicU64::new(0) }
+    }
+
+    /// Nanoseconds since the last lap.
+    fn lap(&self) -> u64 {
+        let now = self.start.elapsed().as_nanos() as u64;
+        now.saturating_sub(self.last.swap(now, Ordering::Relaxed))
+    }
+}
+
+impl CpuProgram {
+    /// Buffers must be of this device and all operations supported.
+    pub(crate) fn new(
+        device: &str,
+        level: Level,
+        team: Arc<Team>,
+        program: ProgramDesc,
+    ) -> Result<Self, DeviceError> {
+        let fault = |reason: String| DeviceError::Driver {
+            device: device.to_owned(),
+            reason: format!("program {}: {reason}", program.name),
+        };
+        let mut builder = Builder::new(level, team.threads(), program.capacity);
+        for op in &program.ops {
+            let fault = |reason: String| fault(format!("{}: {reason}", op.name));
+            let tensor = |&value: &usize| place(&program, value).map_err(fault);
+            let inputs = op.inputs.iter().map(tensor).collect::<Result<Vec<_>, _>>()?;
+            let outputs = op.outputs.iter().map(tensor).collect::<Result<Vec<_>, _>>()?;
+            check_outputs(&program, op, &inputs, &outputs).map_err(fault)?;
+            ops::build(&op.op, &inputs, &outputs, &mut builder);
+            builder.end_op(&outputs).map_err(|error| name_device(error, device))?;
+        }
+        let (phases, memory) = builder.finish();
+        team.reserve(phases.iter().map(|phase| phase.kernel.scratch_bytes()).max().unwrap_or(0));
+        let record = |op: &ProgramOp| OpRecord {
+            name: op.name.clone(),
+            desc: program.describe(op),
+            nanoseconds: AtomicU64::new(0),
+        };
+        Ok(CpuProgram {
+            device: device.to_owned(),
+            capacity: program.capacity,
+            team,
+            phases,
+            ops: program.ops.iter().map(record).collect(),
+            _memory: memory,
+            name: program.name,
+            _buffers: program.buffers,
+        })
+    }
+
+    /// The part of one member. With a `clock`, operations are kept apart and timed.
+    fn work(&self, member: &mut Member<'_>, step: &Step, clock: Option<&Clock>) -> Result<(), Poisoned> {
+        let mut phases = self.phases.as_slice();
+        while let Some(first) = phases.first() {
+            let tasks = first.kernel.tasks(step);
+            // Kernels of one task that follow each other are one task: nothing to wait for between.
+            let alike =
+                |phase: &&Phase| phase.kernel.tasks(step) <= 1 && (clock.is_none() || phase.op == first.op);
+            let count = if tasks <= 1 { phases.iter().take_while(alike).count() } else { 1 };
+            let (now, later) = phases.split_at(count);
+            let finish = || {
+                if let Some(clock) = clock {
+                    self.ops[first.op].nanoseconds.fetch_add(clock.lap(), Ordering::Relaxed);
+                }
+            };
+            if tasks > 1 {
+                // SAFETY: `run` holds the team's turn, so that no other kernel of the device runs, and has
+                // checked the step; `phase` gives each task to one thread and ends when all are done.
+                let run = |task, scratch: &mut Scratch| unsafe { first.kernel.run(step, task, scratch) };
+                member.phase(tasks, run, finish)?;
+            } else {
+                let run = |_, scratch: &mut Scratch| {
+                    for phase in now.iter().filter(|phase| phase.kernel.tasks(step) == 1) {
+                        // SAFETY: as above; the kernels of this task run one after the other.
+                        unsafe { phase.kernel.run(step, 0, scratch) }
+                    }
+                };
+                member.phase(1, run, finish)?;
+            }
+            phases = later;
+        }
+        Ok(())
+    }
+
+    fn fault(&self, reason: String) -> DeviceError {
+        DeviceError::Driver {
+            device: self.device.clone(),
+            reason: format!("program {}: {reason}", self.name),
+        }
+    }
+}
+
+impl Program for CpuProgram {
+    fn run(&mut self, step: &Step, observer: &mut dyn Observer) -> Result<(), DeviceError> {
+        let Capacity { rows, outputs, kv_len } = self.capacity;
+        if step.rows > rows || step.outputs > outputs || step.kv_len() > kv_len {
+            return Err(self.fault(format!("{step:?} is beyond its {:?}", self.capacity)));
+        }
+        let timed = observer.wants_ops();
+        if timed {
+            self.ops.iter_mut().for_each(|op| *op.nanoseconds.get_mut() = 0);
+        }
+        let turn = self.team.turn();
+        let clock = timed.then(Clock::start);
+        turn.run(|member| self.work(member, step, clock.as_ref()))
+            .map_err(|panic| self.fault(format!("a kernel failed: {panic}")))?;
+        drop(turn);
+        if timed {
+            for op in &self.ops {
+                let (bytes, macs) = work(&op.desc, step);
+                let time = Duration::from_nanos(op.nanoseconds.load(Ordering::Relaxed));
+                let kind = op.desc.op.kind().to_string();
+                observer.op(OpEvent { name: &op.name, op: &kind, bytes, macs, time: Some(time) });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The address of a value, which must lie inside its buffer in every step.
+fn place(program: &ProgramDesc, value: usize) -> Result<Tensor, String> {
+    let value = program.values.get(value).ok_or_else(|| format!("there is no value {value}"))?;
+    let buffer = program.buffers.get(value.place.buffer).and_then(|buffer| {
+        let any: &dyn std::any::Any = buffer.as_any();
+        any.downcast_ref::<CpuBuffer>().map(|cpu| (cpu, buffer.size()))
+    });
+    let (buffer, size) = buffer.ok_or_else(|| format!("there is no buffer {}", value.place.buffer))?;
+    let (offset, span) = (value.place.offset, value.desc.span_bytes(&program.capacity.full_step()));
+    if offset.checked_add(span).is_none_or(|end| end > size) {
+        return Err(format!("{:?} at byte {offset} is beyond a buffer of {size} bytes", value.desc));
+    }
+    Ok(Tensor::new(buffer.pointer().wrapping_add(offset), value.desc))
+}
+
+/// What kernels rely on: outputs are writable, aligned, and apart from inputs (or, for `Add`, in the same place).
+fn check_outputs(
+    program: &ProgramDesc,
+    op: &ProgramOp,
+    inputs: &[Tensor],
+    outputs: &[Tensor],
+) -> Result<(), String> {
+    for (&value, output) in op.outputs.iter().zip(outputs) {
+        let buffer = &program.buffers[program.values[value].place.buffer];
+        if !buffer.as_any().downcast_ref::<CpuBuffer>().is_some_and(CpuBuffer::is_writable) {
+            return Err("an output lies in imported bytes, which are only read".to_owned());
+        }
+        let address = output.base::<u8>() as usize;
+        if !address.is_multiple_of(4) {
+            return Err(format!(
+                "an output starts at byte {}, no multiple of 4",
+                program.values[value].place.offset
+            ));
+        }
+        let span = output.span(&program.capacity);
+        for input in inputs {
+            let other = input.span(&program.capacity);
+            let apart = other.end <= span.start || span.end <= other.start;
+            let in_place =
+                op.op == Op::Add && input.base::<u8>() as usize == address && input.desc() == output.desc();
+            if !apart && !in_place {
+                return Err(format!("output {:?} overlaps input {:?}", output.desc(), input.desc()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn name_device(error: DeviceError, name: &str) -> DeviceError {
+    match error {
+        DeviceError::OutOfMemory { what, requested, available, .. } => {
+            DeviceError::OutOfMemory { device: name.to_owned(), what, requested, available }
+        }
+        other => other,
+    }
+}
+
+/// Bytes of weights and states that an operation reads, and its multiply-accumulates. Chosen experts are counted
+/// as if all choices of a step were different, as far as there are experts.
+fn work(desc: &OpDesc, step: &Step) -> (u64, u64) {
+    let input = |index: usize| &desc.inputs[index];
+    let elements = |index: usize| input(index).shape.elements(step);
+    let (bytes, macs) = match &desc.op {
+        Op::EmbedRows => (elements(1) * input(0).row_bytes(), 0),
+        Op::RmsNorm { .. } => (input(1).dense_bytes(step), 2 * elements(0)),
+        Op::MatMul { .. } | Op::HeadMatMul { .. } => {
+            let outputs = desc.outputs[0].shape.elements(step);
+            (input(0).dense_bytes(step), outputs * input(0).shape.inner())
+        }
+        Op::ExpertMatMul { .. } => {
+            let experts = input(0).shape.extents()[0].at(step);
+            let outputs = desc.outputs[0].shape.elements(step);
+            let read = elements(2).min(experts);
+            (input(0).dense_bytes(step) / experts * read, outputs * input(0).shape.inner())
+        }
+        Op::LatentAttention { latent, .. } => {
+            let [rows, heads] = [0, 1].map(|axis| input(0).shape.extents()[axis].at(step));
+            let visible = rows * step.past + rows * (rows + 1) / 2;
+            let row = input(1);
+            (step.kv_len() * row.row_bytes(), visible * heads * (row.shape.inner() + latent))
+        }
+        Op::Route(_) if desc.inputs.len() == 2 => (input(1).dense_bytes(step), 0),
+        Op::CombineExperts => (0, elements(0)),
+        Op::Rope(_) => (0, 2 * elements(0)),
+        _ => (0, 0),
+    };
+    (bytes as u64, macs as u64)
+}

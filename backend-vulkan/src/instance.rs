@@ -1,0 +1,122 @@
+//! The loader and the instance: opened together, closed together.
+
+use crate::VulkanError;
+use ash::{Entry, Instance as Functions, ext, vk};
+use backend_api::{DeviceInfo, DeviceKind};
+use std::ffi::{CStr, c_char};
+
+/// The oldest version whose core has all that Fathom needs (subgroups, 8/16-bit storage, timeline semaphores).
+pub(crate) const OLDEST_VERSION: u32 = vk::API_VERSION_1_2;
+
+/// The Vulkan library, and our connection to it.
+pub(crate) struct Instance {
+    // Dropped after `drop` has destroyed the instance: the functions live in the library that it keeps open.
+    functions: Functions,
+    _library: Entry,
+}
+
+impl Instance {
+    pub(crate) fn open() -> Result<Self, VulkanError> {
+        // SAFETY: the library is the system's Vulkan loader, whose initialisers we trust as every program that
+        // links it does; it stays open as long as `self`.
+        let library = unsafe { Entry::load() }.map_err(|e| VulkanError::NoLoader(e.to_string()))?;
+        let application =
+            vk::ApplicationInfo::default().application_name(c"fathom").api_version(OLDEST_VERSION);
+        let create = vk::InstanceCreateInfo::default().application_info(&application);
+        // SAFETY: `create` and what it points to live through the call.
+        let created = unsafe { library.create_instance(&create, None) };
+        let functions = created.map_err(|result| match result {
+            vk::Result::ERROR_INCOMPATIBLE_DRIVER => VulkanError::NoDevice(result.to_string()),
+            other => VulkanError::Call { call: "vkCreateInstance", result: other.to_string() },
+        })?;
+        Ok(Instance { functions, _library: library })
+    }
+
+    pub(crate) fn functions(&self) -> &Functions {
+        &self.functions
+    }
+
+    /// The machine's devices, in the loader's order; never empty.
+    pub(crate) fn physical_devices(&self) -> Result<Vec<vk::PhysicalDevice>, VulkanError> {
+        // SAFETY: the instance is alive.
+        let found = unsafe { self.functions.enumerate_physical_devices() };
+        let found = found.map_err(|result| VulkanError::Call {
+            call: "vkEnumeratePhysicalDevices",
+            result: result.to_string(),
+        })?;
+        if found.is_empty() {
+            return Err(VulkanError::NoDevice("no driver shows a device".to_owned()));
+        }
+        Ok(found)
+    }
+
+    /// Facts about device number `index`.
+    pub(crate) fn describe(&self, index: usize, device: vk::PhysicalDevice) -> DeviceInfo {
+        // SAFETY: `device` comes from this instance, which is alive.
+        let properties = unsafe { self.functions.get_physical_device_properties(device) };
+        let kind = match properties.device_type {
+            vk::PhysicalDeviceType::DISCRETE_GPU | vk::PhysicalDeviceType::VIRTUAL_GPU => DeviceKind::Gpu,
+            vk::PhysicalDeviceType::CPU => DeviceKind::Cpu,
+            _ => DeviceKind::IntegratedGpu,
+        };
+        let (memory_total, memory_free) = self.memory(device, properties.api_version);
+        let version = properties.api_version;
+        let description = format!(
+            "{} (Vulkan {}.{}.{})",
+            text(&properties.device_name),
+            vk::api_version_major(version),
+            vk::api_version_minor(version),
+            vk::api_version_patch(version),
+        );
+        let name = format!("vulkan{index}");
+        // Repeatable, but not batch-invariant: kernels will choose their tiles by the number of rows.
+        DeviceInfo { name, description, kind, memory_total, memory_free, batch_invariant: false }
+    }
+
+    /// Total and free bytes of the device-local heaps. Free is what `VK_EXT_memory_budget` says; without it,
+    /// all of them.
+    fn memory(&self, device: vk::PhysicalDevice, version: u32) -> (u64, u64) {
+        let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+        let knows_budget = version >= vk::API_VERSION_1_1 && self.has(device, ext::memory_budget::NAME);
+        let heaps = if knows_budget {
+            let mut all = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budget);
+            // SAFETY: the device has version 1.1 and the extension whose structure is chained.
+            unsafe { self.functions.get_physical_device_memory_properties2(device, &mut all) };
+            all.memory_properties
+        } else {
+            // SAFETY: `device` comes from this instance, which is alive.
+            unsafe { self.functions.get_physical_device_memory_properties(device) }
+        };
+        let (mut total, mut free) = (0, 0);
+        for (index, heap) in heaps.memory_heaps_as_slice().iter().enumerate() {
+            if !heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL) {
+                continue;
+            }
+            total += heap.size;
+            free += if knows_budget {
+                budget.heap_budget[index].saturating_sub(budget.heap_usage[index]).min(heap.size)
+            } else {
+                heap.size
+            };
+        }
+        (total, free)
+    }
+
+    fn has(&self, device: vk::PhysicalDevice, extension: &CStr) -> bool {
+        // SAFETY: `device` comes from this instance, which is alive.
+        let found = unsafe { self.functions.enumerate_device_extension_properties(device) };
+        found.is_ok_and(|all| all.iter().any(|one| one.extension_name_as_c_str() == Ok(extension)))
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // SAFETY: every device made from the instance holds a reference to it and is gone by now.
+        unsafe { self.functions.destroy_instance(None) };
+    }
+}
+
+fn text(fixed: &[c_char]) -> String {
+    let bytes: Vec<u8> = fixed.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}

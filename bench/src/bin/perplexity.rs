@@ -1,0 +1,194 @@
+//! How well a model predicts a text, or how far its logits are from reference logits.
+
+use backend_api::Discard;
+use bench::{
+    cli::{self, DeviceOptions, Failure, ModelOption, OpenDevices, RunOptions, loaded, print_json},
+    compare::{distance, mean_and_error, negative_log_likelihood},
+    npy,
+};
+use clap::{Args, Parser};
+use model_deepseek::{Engine, Wanted, tokenizer::Special};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+/// Perplexity of a text as llama-perplexity measures it, or the distance from reference logits.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    #[command(flatten)]
+    model: ModelOption,
+    #[command(flatten)]
+    input: Input,
+    /// Tokens in a chunk of the text; the second half of each is scored
+    #[arg(long, value_name = "N", default_value_t = 512, conflicts_with = "reference")]
+    ctx: usize,
+    #[command(flatten)]
+    run: RunOptions,
+    #[command(flatten)]
+    devices: DeviceOptions,
+    /// Print one JSON object (--reference always does)
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Input {
+    /// A file with the text
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// A JSON file with `tokens`, the `rows` whose logits are kept in the `.npy` file beside it (`logits`), and
+    /// `mean_nll`
+    #[arg(long, value_name = "REF.json")]
+    reference: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    cli::main(run)
+}
+
+fn run(options: Options) -> Result<(), Failure> {
+    match (&options.input.text, &options.input.reference) {
+        (Some(text), _) => perplexity(&options, text),
+        (None, Some(reference)) => compare(&options, reference),
+        (None, None) => Err("no input".into()),
+    }
+}
+
+fn engine(options: &Options, context: usize) -> Result<Engine, Failure> {
+    let model = options.model.open()?;
+    let devices = OpenDevices::new(&options.devices)?;
+    loaded(&model, &devices, &options.run.resolve(Some(context)))
+}
+
+/// As llama-perplexity: BOS in front if the model wants it, one final newline dropped, whole chunks of `--ctx`
+/// tokens, the first token of a chunk replaced by BOS, positions `ctx/2 .. ctx − 1` scored.
+fn perplexity(options: &Options, file: &Path) -> Result<(), Failure> {
+    let ctx = options.ctx;
+    if ctx < 4 {
+        return Err(format!("--ctx: expected at least 4, found {ctx}").into());
+    }
+    let text = read(file)?;
+    let engine = engine(options, ctx)?;
+    let tokenizer = engine.model().tokenizer()?;
+    let text = text.strip_suffix(b"\n").unwrap_or(&text);
+    let tokens = tokenizer.with_bos(tokenizer.encode_bytes(text, Special::Literal));
+    let chunks = tokens.len() / ctx;
+    if chunks < 2 {
+        let (found, needed) = (tokens.len(), 2 * ctx);
+        let file = file.display();
+        return Err(
+            format!("{file}: expected at least {needed} tokens for --ctx {ctx}, found {found}").into()
+        );
+    }
+    let first = if tokenizer.adds_bos() { tokenizer.bos() } else { None };
+    let scored: Vec<usize> = (ctx / 2..ctx - 1).collect();
+    let mut losses = Vec::with_capacity(chunks * scored.len());
+    let mut session = engine.session()?;
+    for (index, chunk) in tokens.chunks_exact(ctx).enumerate() {
+        let mut fed = chunk.to_vec();
+        fed[0] = first.unwrap_or(fed[0]);
+        session.truncate(0)?;
+        let mut score = |position: usize, logits: &[f32]| {
+            losses.push(negative_log_likelihood(logits, chunk[position + 1] as usize));
+        };
+        session.feed_with(&fed, Wanted::Rows(&scored), &mut score, &mut Discard)?;
+        eprint!("[{}]{:.4},", index + 1, mean_and_error(&losses).0.exp());
+    }
+    eprintln!();
+    let (nll, error) = mean_and_error(&losses);
+    let perplexity = nll.exp();
+    let error = error * perplexity;
+    let scored = losses.len();
+    if options.json {
+        return print_json(&json!({
+            "perplexity": perplexity, "error": error, "nll": nll, "chunks": chunks, "ctx": ctx,
+            "scored_tokens": scored, "tokens": tokens.len(),
+        }));
+    }
+    let mut out = io::stdout().lock();
+    writeln!(out, "PPL = {perplexity:.4} +/- {error:.5} ({scored} tokens scored, {chunks} chunks of {ctx})")?;
+    Ok(())
+}
+
+/// What a reference file says.
+#[derive(Deserialize)]
+struct Reference {
+    tokens: Vec<u32>,
+    rows: Vec<usize>,
+    /// The `.npy` file; if not given, that of the same name.
+    logits: Option<PathBuf>,
+    mean_nll: Option<f64>,
+}
+
+/// What is printed, as [`bench::compare`] defines it; `nll` is that of each next token.
+#[derive(Serialize)]
+struct Comparison {
+    nmse: f64,
+    median_row_nmse: f64,
+    max_abs: f64,
+    mean_nll: f64,
+    reference_nll: Option<f64>,
+    argmax_agreement: f64,
+}
+
+fn compare(options: &Options, file: &Path) -> Result<(), Failure> {
+    let reference: Reference =
+        serde_json::from_slice(&read(file)?).map_err(|error| format!("{}: {error}", file.display()))?;
+    let Reference { tokens, rows, .. } = &reference;
+    let npy_file = match &reference.logits {
+        Some(name) => file.with_file_name(name),
+        None => file.with_extension("npy"),
+    };
+    let logits = npy::read(&npy_file)?;
+    let wrong = |key: &str, expected: String, found: String| -> Failure {
+        format!("{}: key `{key}`: expected {expected}, found {found}", file.display()).into()
+    };
+    if tokens.len() < 2 {
+        return Err(wrong("tokens", "at least 2".to_owned(), tokens.len().to_string()));
+    }
+    if rows.len() != logits.rows || rows.is_empty() {
+        let expected = format!("{} rows, as {} has", logits.rows, npy_file.display());
+        return Err(wrong("rows", expected, rows.len().to_string()));
+    }
+    if let Some(row) = rows.iter().find(|row| **row >= tokens.len()) {
+        return Err(wrong("rows", format!("numbers below {}, the tokens", tokens.len()), row.to_string()));
+    }
+    let engine = engine(options, tokens.len())?;
+    let vocabulary = engine.model().config().vocabulary;
+    if logits.columns != vocabulary {
+        let (file, found) = (npy_file.display(), logits.columns);
+        return Err(format!("{file}: expected {vocabulary} columns, the vocabulary, found {found}").into());
+    }
+    let mut kept = vec![0.0; rows.len() * vocabulary];
+    let mut losses = Vec::with_capacity(tokens.len());
+    let mut each = |position: usize, row: &[f32]| {
+        if let Some(&next) = tokens.get(position + 1) {
+            losses.push(negative_log_likelihood(row, next as usize));
+        }
+        let wanted = rows.iter().enumerate().filter(|(_, wanted)| **wanted == position);
+        for (index, _) in wanted {
+            kept[index * vocabulary..(index + 1) * vocabulary].copy_from_slice(row);
+        }
+    };
+    engine.session()?.feed_with(tokens, Wanted::All, &mut each, &mut Discard)?;
+    let distance = distance(&logits, &kept);
+    print_json(&Comparison {
+        nmse: distance.nmse,
+        median_row_nmse: distance.median_row_nmse,
+        max_abs: distance.max_abs,
+        mean_nll: mean_and_error(&losses).0,
+        reference_nll: reference.mean_nll,
+        argmax_agreement: distance.argmax_agreement,
+    })
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    fs::read(file).map_err(|error| format!("{}: cannot be read: {error}", file.display()).into())
+}

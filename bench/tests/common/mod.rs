@@ -1,0 +1,91 @@
+//! Running the real programs.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// What a program said.
+#[derive(Debug)]
+pub struct Said {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    /// What is on standard output of a program that went well.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.out
+    }
+
+    /// The one line of a program that failed.
+    #[track_caller]
+    pub fn error(self) -> String {
+        assert_eq!(self.code, Some(1), "{self:?}");
+        assert_eq!(self.out, "", "a failure says nothing on standard output");
+        let lines: Vec<&str> = self.err.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(lines.len(), 1, "{self:?}");
+        lines[0].to_owned()
+    }
+
+    /// JSON on standard output, one line.
+    #[track_caller]
+    pub fn json(self) -> serde_json::Value {
+        let out = self.ok();
+        assert_eq!(out.lines().count(), 1, "{out}");
+        serde_json::from_str(&out).unwrap()
+    }
+}
+
+/// Runs a program without input.
+pub fn run(program: &str, arguments: &[&str]) -> Said {
+    run_with(program, arguments, "")
+}
+
+/// Runs a program with this on its standard input.
+pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Said {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env_remove("FATHOM_ISA")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Small enough for a pipe; a program that ended already does not read it.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    Said {
+        code: output.status.code(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// The embedded model, as a file.
+pub fn austen() -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/austen-q4_k_m.gguf");
+    file.to_str().unwrap().to_owned()
+}
+
+/// The folder of bigger models, where it is there; said aloud where not.
+pub fn shared_models() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/models");
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    println!("skipped: ../shared is not there");
+    None
+}
+
+/// The keys of a JSON object.
+pub fn keys(value: &serde_json::Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}

@@ -1,0 +1,98 @@
+//! Text to ids and back, through the program.
+
+mod common;
+use common::{austen, keys, run, run_with, shared_models};
+use std::fs;
+
+const TOKENIZE: &str = env!("CARGO_BIN_EXE_tokenize");
+
+const TEXTS: [&str; 7] = [
+    "Emma Woodhouse, handsome, clever, and rich",
+    "  leading and trailing  ",
+    "naïve 文字 🙂\u{200d}🙂",
+    "line\nbreaks\r\n\tand tabs",
+    "<｜end▁of▁sentence｜>",
+    "12345 + 67.8",
+    "",
+];
+
+#[test]
+fn lines_of_json_come_back_as_they_went() {
+    let model = austen();
+    let input: String = TEXTS.iter().map(|text| serde_json::to_string(text).unwrap() + "\n").collect();
+    for special in [&[][..], &["--special"]] {
+        let arguments = [&["--model", &model, "--jsonl"], special].concat();
+        let ids = run_with(TOKENIZE, &arguments, &input).ok();
+        assert_eq!(ids.lines().count(), TEXTS.len());
+        let texts = run_with(TOKENIZE, &["--model", &model, "--jsonl", "--decode"], &ids).ok();
+        let texts: Vec<String> = texts.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(texts, TEXTS);
+    }
+}
+
+#[test]
+fn control_tokens_are_parsed_only_on_request() {
+    let model = austen();
+    let ids = |more: &[&str]| {
+        let arguments = [&["--model", &model, "--json", "--text", "a<｜end▁of▁sentence｜>"], more].concat();
+        run(TOKENIZE, &arguments).json()["ids"].as_array().unwrap().len()
+    };
+    assert_eq!(ids(&["--special"]), 2);
+    assert!(ids(&[]) > 2);
+    assert_eq!(ids(&["--special", "--bos"]), 3);
+}
+
+#[test]
+fn every_form_of_input_and_output_agrees() {
+    let model = austen();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("text");
+    fs::write(&file, TEXTS[0]).unwrap();
+    let file = file.to_str().unwrap();
+
+    let json = run(TOKENIZE, &["--model", &model, "--text", TEXTS[0], "--json"]).json();
+    assert_eq!(keys(&json), ["ids", "pieces"]);
+    let pieces: String =
+        json["pieces"].as_array().unwrap().iter().map(|piece| piece.as_str().unwrap()).collect();
+    assert_eq!(pieces, TEXTS[0]);
+    assert_eq!(run(TOKENIZE, &["--model", &model, "--file", file, "--json"]).json(), json);
+
+    let lines = run(TOKENIZE, &["--model", &model, "--file", file]).ok();
+    let ids: Vec<&str> = lines.lines().map(|line| line.split_once('\t').unwrap().0).collect();
+    assert_eq!(format!("[{}]", ids.join(",")), json["ids"].to_string());
+    assert_eq!(run(TOKENIZE, &["--model", &model, "--decode", "--text", &ids.join(" ")]).ok(), TEXTS[0]);
+    let text =
+        run(TOKENIZE, &["--model", &model, "--decode", "--json", "--text", &json["ids"].to_string()]).json();
+    assert_eq!(text["text"], TEXTS[0]);
+}
+
+#[test]
+fn bytes_that_are_no_text_are_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bytes");
+    fs::write(&file, b"a\xff\xc3(\xe2\x82 b").unwrap();
+    let json = run(TOKENIZE, &["--model", &austen(), "--json", "--file", file.to_str().unwrap()]).json();
+    let ids = json["ids"].to_string();
+    let text = run(TOKENIZE, &["--model", &austen(), "--decode", "--text", &ids]).ok();
+    assert_eq!(text, "a\u{fffd}\u{fffd}(\u{fffd} b");
+}
+
+#[test]
+fn what_is_wrong_in_the_input_is_named() {
+    let model = austen();
+    let said = run_with(TOKENIZE, &["--model", &model, "--jsonl"], "\"fine\"\n[1]\n");
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains("standard input, line 2: expected a JSON string"), "{said:?}");
+    let error = run(TOKENIZE, &["--model", &model, "--decode", "--text", "1 x 2"]).error();
+    assert!(error.contains("expected a token id, found \"x\""), "{error}");
+    let error = run(TOKENIZE, &["--model", &model, "--decode", "--text", "999999"]).error();
+    assert!(error.contains("999999") && error.contains("2048"), "{error}");
+}
+
+#[test]
+fn a_file_without_tensors_will_do() {
+    let Some(models) = shared_models() else { return };
+    let model = models.join("tokenizers/vocab-deepseek-llm.gguf");
+    let json = run(TOKENIZE, &["--model", model.to_str().unwrap(), "--text", "Hello world", "--json"]).json();
+    assert_eq!(json["pieces"], serde_json::json!(["Hello", " world"]));
+}

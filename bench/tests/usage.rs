@@ -1,0 +1,105 @@
+//! What users get wrong: help that answers, errors that say what to do.
+
+mod common;
+use common::{austen, run};
+use std::fs;
+
+const PROGRAMS: [(&str, &str); 5] = [
+    ("generate", env!("CARGO_BIN_EXE_generate")),
+    ("perplexity", env!("CARGO_BIN_EXE_perplexity")),
+    ("throughput", env!("CARGO_BIN_EXE_throughput")),
+    ("tokenize", env!("CARGO_BIN_EXE_tokenize")),
+    ("synth", env!("CARGO_BIN_EXE_synth")),
+];
+
+#[test]
+fn help_names_every_option_of_the_program() {
+    let options = [
+        "--model --prompt --prompt-file --predict --ctx --threads --temperature --top-k --top-p --min-p \
+         --repeat-penalty --seed --cache-type --chat --json --device",
+        "--model --text --ctx --reference --activations --cache-type --threads --batch --json --device",
+        "--model --prefill --decode --depth --repeat --threads --format --device",
+        "--model --text --file --jsonl --special --decode --bos --json",
+        "--shape --layers --format --out --header-only --seed",
+    ];
+    for ((name, program), options) in PROGRAMS.into_iter().zip(options) {
+        let help = run(program, &["--help"]).ok();
+        for option in options.split_whitespace() {
+            assert!(help.contains(option), "{name} --help does not mention {option}");
+        }
+    }
+}
+
+#[test]
+fn an_unknown_option_is_an_error_of_usage() {
+    for (name, program) in PROGRAMS {
+        let said = run(program, &["--nonsense"]);
+        assert_eq!(said.code, Some(2), "{name}: {said:?}");
+        assert!(said.err.contains("--nonsense") && said.out.is_empty(), "{name}: {said:?}");
+    }
+}
+
+#[test]
+fn a_model_that_cannot_be_opened_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().to_str().unwrap();
+    let text = folder.path().join("text.gguf");
+    fs::write(&text, "It is a truth universally acknowledged").unwrap();
+    let text = text.to_str().unwrap();
+    for (name, program) in &PROGRAMS[..4] {
+        let more: &[&str] = match *name {
+            "perplexity" | "tokenize" => &["--text", text],
+            _ => &[],
+        };
+        for path in ["no/such/file.gguf", empty, text] {
+            let error = run(program, &[&["--model", path], more].concat()).error();
+            assert!(error.contains(path), "{name}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_does_not_exist_is_named() {
+    let model = austen();
+    for (name, program) in &PROGRAMS[..3] {
+        let more: &[&str] = if *name == "perplexity" { &["--text", &model] } else { &[] };
+        let arguments = [&["--model", &model, "--device", "gpu7"], more].concat();
+        let error = run(program, &arguments).error();
+        assert_eq!(error, "error: --device gpu7: no such device: expected cpu, or vulkan and a number");
+    }
+}
+
+#[test]
+fn a_device_that_was_not_compiled_in_says_which_feature_brings_it() {
+    let error = run(PROGRAMS[0].1, &["--device", "vulkan0"]).error();
+    if cfg!(feature = "vulkan") {
+        // There may be such a device; it cannot compute yet.
+        assert!(error.contains("vulkan0") || error.contains("Vulkan"), "{error}");
+    } else {
+        assert!(error.contains("--features vulkan"), "{error}");
+    }
+}
+
+#[test]
+fn values_out_of_range_are_refused() {
+    let model = austen();
+    let generate = PROGRAMS[0].1;
+    let cases: [(&[&str], &str); 7] = [
+        (&["--temperature", "-1"], "temperature: expected 0 or more, found -1"),
+        (&["--top-p", "0"], "top-p: expected more than 0"),
+        (&["--min-p", "2"], "min-p: expected 0 to 1"),
+        (&["--repeat-penalty", "NaN"], "repeat-penalty"),
+        (&["--ctx", "0"], "context: expected 1 to"),
+        (&["--batch", "0"], "batch: expected at least 1"),
+        (&["--threads", "0"], "expected 1 to 4096 threads, found 0"),
+    ];
+    for (arguments, expected) in cases {
+        if cfg!(feature = "cpu") {
+            let error = run(generate, arguments).error();
+            assert!(error.contains(expected), "{arguments:?}: {error}");
+        }
+    }
+    let perplexity = PROGRAMS[1].1;
+    let error = run(perplexity, &["--model", &model, "--text", &model, "--ctx", "1"]).error();
+    assert!(error.contains("--ctx: expected at least 4, found 1"), "{error}");
+}

@@ -1,0 +1,239 @@
+//! A model on devices: planned, then loaded, then shared by any number of sessions.
+
+use crate::{Error, Model, Session};
+use backend_api::{Capacity, DType, Precision};
+use graph::{Devices, Placement, Plan, Progress, Weights};
+use std::{fmt, str::FromStr, sync::Arc};
+
+/// The context that is used unless one is asked for, where the model was trained for more.
+const USUAL_CONTEXT: usize = 4096;
+
+/// Bytes that a step's logits may take unless more rows of them are asked for.
+const USUAL_LOGITS: usize = 64 << 20;
+
+/// Storage format of the latent cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CacheType {
+    /// Two bytes a value.
+    #[default]
+    F16,
+    /// Four bytes a value; nothing is rounded.
+    F32,
+    /// 34 bytes for 32 values.
+    Q8_0,
+}
+
+impl CacheType {
+    /// As a format of tensors.
+    pub fn dtype(self) -> DType {
+        match self {
+            CacheType::F16 => DType::F16,
+            CacheType::F32 => DType::F32,
+            CacheType::Q8_0 => DType::Q8_0,
+        }
+    }
+}
+
+impl fmt::Display for CacheType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CacheType::F16 => "f16",
+            CacheType::F32 => "f32",
+            CacheType::Q8_0 => "q8_0",
+        })
+    }
+}
+
+impl FromStr for CacheType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "f16" => Ok(CacheType::F16),
+            "f32" => Ok(CacheType::F32),
+            "q8_0" => Ok(CacheType::Q8_0),
+            other => Err(option("cache-type", "f16, f32 or q8_0", format!("`{other}`"))),
+        }
+    }
+}
+
+/// How a model is to run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Tokens that a session can hold. `None`: as the model was trained for, at most 4096.
+    pub context: Option<usize>,
+    /// Tokens in one step of a prompt.
+    pub batch: usize,
+    /// Rows of a step whose logits can be had. `None`: as many as 64 MiB hold, at most `batch`.
+    pub logit_rows: Option<usize>,
+    /// Format of the caches.
+    pub cache: CacheType,
+    /// Treatment of activations beside quantised weights.
+    pub precision: Precision,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            context: None,
+            batch: 512,
+            logit_rows: None,
+            cache: CacheType::default(),
+            precision: Precision::default(),
+        }
+    }
+}
+
+/// What a model would do on devices: one plan for single tokens, one for prompts. Planning reads and allocates
+/// nothing, so that it can be had for devices that are not there.
+#[derive(Clone, Debug)]
+pub struct Plans {
+    /// Steps of one token.
+    pub decode: Arc<Plan>,
+    /// Steps of up to [`Options::batch`] tokens.
+    pub prefill: Arc<Plan>,
+    prefill_capacity: Capacity,
+    cache: CacheType,
+    precision: Precision,
+}
+
+impl Plans {
+    /// Plans for a model.
+    ///
+    /// # Errors
+    /// [`Error::Option`]; [`Error::Plan`] if devices and placement do not go together.
+    pub fn new(
+        model: &Model,
+        devices: &Devices,
+        placement: &Placement,
+        options: &Options,
+    ) -> Result<Plans, Error> {
+        let config = model.config();
+        let context = options.context.unwrap_or(config.context_length.min(USUAL_CONTEXT));
+        // Token positions and ids are I32 on devices.
+        if !(1..=i32::MAX as usize).contains(&context) {
+            return Err(option("context", "1 to 2147483647 tokens", context));
+        }
+        let batch = options.batch.min(context);
+        if batch == 0 {
+            return Err(option("batch", "at least 1 token", batch));
+        }
+        let usual = USUAL_LOGITS / (size_of::<f32>() * config.vocabulary);
+        let outputs = options.logit_rows.unwrap_or(usual.max(1)).min(batch);
+        if outputs == 0 {
+            return Err(option("logit rows", "at least 1", outputs));
+        }
+        let graph = model.graph(context, options.cache, options.precision)?;
+        let plan = |capacity| Ok::<_, Error>(Arc::new(Plan::new(&graph, placement, devices, capacity)?));
+        let prefill_capacity = Capacity { rows: batch, outputs, kv_len: context };
+        Ok(Plans {
+            decode: plan(Capacity { rows: 1, outputs: 1, kv_len: context })?,
+            prefill: plan(prefill_capacity)?,
+            prefill_capacity,
+            cache: options.cache,
+            precision: options.precision,
+        })
+    }
+}
+
+/// A model whose weights are on their devices. Cloning shares them.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    model: Arc<Model>,
+    devices: Devices,
+    plans: Plans,
+    weights: Weights,
+}
+
+impl Engine {
+    /// Plans, and loads the weights.
+    ///
+    /// # Errors
+    /// As [`Plans::new`] and [`Engine::load`].
+    pub fn new(
+        model: &Arc<Model>,
+        devices: &Devices,
+        placement: &Placement,
+        options: &Options,
+    ) -> Result<Engine, Error> {
+        let plans = Plans::new(model, devices, placement, options)?;
+        Self::load(model, devices, plans, &mut |_| ())
+    }
+
+    /// Loads the weights as the plans have it, telling how far it is.
+    ///
+    /// # Errors
+    /// [`Error::Load`], naming the weight.
+    pub fn load(
+        model: &Arc<Model>,
+        devices: &Devices,
+        plans: Plans,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Engine, Error> {
+        let weights = Weights::load_for(&[&plans.decode, &plans.prefill], devices, &**model, progress)?;
+        let shared = Shared { model: Arc::clone(model), devices: devices.clone(), plans, weights };
+        Ok(Engine { shared: Arc::new(shared) })
+    }
+
+    /// A session with empty caches.
+    ///
+    /// # Errors
+    /// [`Error::Load`] if a device has no room for its caches, [`Error::Run`] if not for the work.
+    pub fn session(&self) -> Result<Session, Error> {
+        Session::new(self)
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.shared.model
+    }
+
+    /// The devices.
+    pub fn devices(&self) -> &Devices {
+        &self.shared.devices
+    }
+
+    /// The plans that steps follow.
+    pub fn plans(&self) -> &Plans {
+        &self.shared.plans
+    }
+
+    /// Tokens that a session can hold.
+    pub fn context(&self) -> usize {
+        self.shared.plans.prefill_capacity.kv_len
+    }
+
+    /// Format of the caches.
+    pub fn cache_type(&self) -> CacheType {
+        self.shared.plans.cache
+    }
+
+    pub(crate) fn precision(&self) -> Precision {
+        self.shared.plans.precision
+    }
+
+    pub(crate) fn prefill_capacity(&self) -> Capacity {
+        self.shared.plans.prefill_capacity
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.shared.weights
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("model", &self.shared.model)
+            .field("devices", &self.shared.devices)
+            .finish_non_exhaustive()
+    }
+}
+
+fn option(option: &'static str, expected: impl Into<String>, found: impl fmt::Display) -> Error {
+    Error::Option { option, expected: expected.into(), found: found.to_string() }
+}

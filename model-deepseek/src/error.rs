@@ -1,0 +1,60 @@
+//! What can go wrong between a path and a text.
+
+use crate::{config::ConfigError, sampling::SamplingError, session::SessionError, source::SourceError};
+use graph::{BuildError, LoadError, PlanError, RunError};
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Any error of this crate. Each names what it is about: file, key, tensor, device or option, with what was
+/// expected and found.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file is missing, malformed or lacks a tensor.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Hyperparameters that cannot be used.
+    #[error("{}: {error}", path.display())]
+    Config {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong.
+        error: ConfigError,
+    },
+    /// Weights that do not fit together.
+    #[error("{}: {error}", path.display())]
+    Graph {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The node and why it cannot be built.
+        error: BuildError,
+    },
+    /// A vocabulary that cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    /// Devices and wishes do not go together.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Weights or caches could not be put on their devices.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A device failed in a step.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A session was asked for something it cannot do.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Sampling options, or logits that cannot be sampled.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// An option of [`Options`](crate::Options).
+    #[error("{option}: expected {expected}, found {found}")]
+    Option {
+        /// Which.
+        option: &'static str,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+}

@@ -1,0 +1,204 @@
+//! A model as it lies on disk: hyperparameters, vocabulary, weights by name, and the graph that they make.
+
+use crate::{
+    Error,
+    config::Config,
+    engine::CacheType,
+    layers::{LayerError, NamedWeights, decoder_layer, derive_k_b},
+    source::{Checkpoint, Keys},
+    tokenizer::Tokenizer,
+};
+use backend_api::{DType, Extent, HostBytes, Precision, RopeAttributes, Shape, TensorDesc};
+use graph::{Graph, GraphBuilder, StorageKind, WeightBytes, WeightSource};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
+
+/// A checkpoint whose header makes a model. Holds no weights: their bytes are read when devices ask for them.
+pub struct Model {
+    checkpoint: Checkpoint,
+    config: Config,
+    notices: Vec<String>,
+    tokenizer: OnceLock<Tokenizer>,
+}
+
+impl Model {
+    /// Opens a GGUF file (of a split set, any of its files) or a Hugging Face directory. Reads headers, and
+    /// checks every key and every tensor that a step needs.
+    ///
+    /// # Errors
+    /// What is wrong with the checkpoint: file, key or tensor, what was expected and found.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::new(Checkpoint::open(path)?)
+    }
+
+    /// As [`Model::open`], for a checkpoint that is open already.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn new(checkpoint: Checkpoint) -> Result<Self, Error> {
+        let config = Config::read(&checkpoint)
+            .map_err(|error| Error::Config { path: checkpoint.path().to_owned(), error })?;
+        let notices = config.notices.clone();
+        let mut model = Model { checkpoint, config, notices, tokenizer: OnceLock::new() };
+        // Building the graph asks for every weight by name and shape: which tensors a model needs is written
+        // nowhere else.
+        let graph = model.graph(1, CacheType::default(), Precision::default())?;
+        model.notices.extend(skipped(&model, &graph));
+        Ok(model)
+    }
+
+    /// The hyperparameters.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The files.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// What a user should know: tensors that are not used, and how odd keys were taken.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// The vocabulary. Read on the first call, as planning and measuring do without.
+    ///
+    /// # Errors
+    /// A tokenizer that is missing, malformed or not supported, by name.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer);
+        }
+        let tokenizer = match self.checkpoint.keys() {
+            Keys::Gguf(metadata) => Tokenizer::from_gguf(metadata)?,
+            Keys::HuggingFace(_) => Tokenizer::from_directory(self.checkpoint.path())?,
+        };
+        Ok(self.tokenizer.get_or_init(|| tokenizer))
+    }
+
+    /// The computation of a step: inputs `tokens` I32 `[rows]` and `outputs` I32 `[outputs]` (the rows whose
+    /// logits are wanted), states `cache.N` `[context, kv_lora_rank + rope]`, one for each layer, and the output
+    /// `logits` F32 `[outputs, vocabulary]`.
+    ///
+    /// # Errors
+    /// A tensor that is missing, or has the wrong shape or a format that does not run.
+    pub fn graph(&self, context: usize, cache: CacheType, precision: Precision) -> Result<Graph, Error> {
+        let config = &self.config;
+        let (d, vocabulary) = (config.embedding_length, config.vocabulary);
+        let rope = RopeAttributes {
+            inverse_frequencies: config.attention.rope.inverse_frequencies().into(),
+            magnitude: config.attention.rope.magnitude as f32,
+        };
+        let cache = TensorDesc::new(cache.dtype(), Shape::fixed(&[context, config.attention.cache_width()]));
+        let rows = |extent| TensorDesc::new(DType::I32, Shape::new(&[extent]));
+        let weights = NamedWeights(&self.checkpoint);
+
+        let mut g = GraphBuilder::new(precision);
+        let tokens = g.input("tokens", rows(Extent::Rows));
+        let outputs = g.input("outputs", rows(Extent::Outputs));
+        let embedding = weights.get(&mut g, "token_embd.weight", &[vocabulary, d])?;
+        let mut x = g.embed_rows("token_embd", embedding, tokens).map_err(self.unfit())?;
+        for layer in 0..config.layers() {
+            g.layer(Some(layer));
+            let cache = g.state(&cache_name(layer), cache);
+            x = decoder_layer(&mut g, &weights, config, &rope, layer, x, cache).map_err(self.unfit())?;
+        }
+
+        g.layer(Some(config.layers()));
+        let norm = weights.vector(&mut g, "output_norm.weight", d)?;
+        let head = match config.tied_head {
+            true => embedding,
+            false => weights.get(&mut g, "output.weight", &[vocabulary, d])?,
+        };
+        let head = |g: &mut GraphBuilder| {
+            let x = g.select_rows("select_outputs", x, outputs)?;
+            let x = g.rms_norm("output_norm", x, norm, config.norm_eps)?;
+            g.matmul("output", head, x)
+        };
+        let logits = head(&mut g).map_err(self.unfit())?;
+        g.output("logits", logits);
+        g.finish().map_err(self.unfit())
+    }
+
+    fn unfit<E: Into<LayerError>>(&self) -> impl Fn(E) -> Error + '_ {
+        |error| match error.into() {
+            LayerError::Source(error) => Error::Source(error),
+            LayerError::Build(error) => {
+                Error::Graph { path: self.checkpoint.path().to_owned(), error }
+            }
+        }
+    }
+
+    /// Tells models apart that have the same shapes: a hash of hyperparameters, tensors and norms.
+    pub(crate) fn fingerprint(&self) -> Result<u64, Error> {
+        let mut hash = crate::hash::Fnv::default();
+        hash.write(format!("{:?}{:?}", self.config.attention, self.config.feed_forward).as_bytes());
+        for info in self.checkpoint.tensors() {
+            hash.write(format!("{}{:?}{:?}", info.name, info.dtype, info.shape).as_bytes());
+            if info.shape.len() == 1 && info.dtype.is_ok() {
+                hash.write(self.checkpoint.load(&info.name)?.as_slice());
+            }
+        }
+        Ok(hash.finish())
+    }
+}
+
+/// The state that a layer's rows are kept in.
+pub(crate) fn cache_name(layer: usize) -> String {
+    format!("cache.{layer}")
+}
+
+/// One notice for the layers that predict further tokens, one for tensors that nothing needs.
+fn skipped(model: &Model, graph: &Graph) -> Vec<String> {
+    let used: std::collections::HashSet<&str> =
+        graph.storages_of(StorageKind::Weight).map(|(_, storage)| storage.name.as_str()).collect();
+    let layer_of = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok();
+    let unused = model.checkpoint.tensors().map(|info| info.name.as_str()).filter(|name| !used.contains(name));
+    let (next, unknown): (Vec<&str>, Vec<&str>) =
+        unused.partition(|name| layer_of(name).is_some_and(|layer| layer >= model.config.layers()));
+    let mut notices = Vec::new();
+    if !next.is_empty() {
+        notices.push(format!(
+            "{} tensors of layers that predict further tokens (from layer {} on) are skipped",
+            next.len(),
+            model.config.layers()
+        ));
+    }
+    if !unknown.is_empty() {
+        let shown = unknown[..unknown.len().min(4)].join(", ");
+        let more = if unknown.len() > 4 { ", …" } else { "" };
+        notices.push(format!("{} tensors are not used: {shown}{more}", unknown.len()));
+    }
+    notices
+}
+
+impl WeightSource for Model {
+    fn weight(&self, name: &str) -> Result<WeightBytes, graph::SourceError> {
+        let legacy = |layer: &usize| NamedWeights(&self.checkpoint).is_legacy(*layer);
+        if let Some(layer) = layer_of_k_b(name).filter(legacy) {
+            let kv_b = format!("blk.{layer}.attn_kv_b.weight");
+            let dtype = self.checkpoint.required(&kv_b)?.runs()?;
+            let bytes = derive_k_b(&self.config.attention, dtype, self.checkpoint.load(&kv_b)?.as_slice());
+            let range = 0..bytes.len();
+            let bytes: HostBytes = Arc::new(bytes);
+            return Ok(WeightBytes { bytes, range });
+        }
+        Ok(self.checkpoint.load(name)?)
+    }
+}
+
+fn layer_of_k_b(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.strip_suffix(".attn_k_b.weight")?.parse().ok()
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model")
+            .field("path", &self.checkpoint.path())
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,407 @@
+//! A session: one sequence of tokens, its caches, and what can be done with it.
+
+mod saved;
+
+use crate::{Engine, Error, model::cache_name, sampling::Sampler};
+use backend_api::{Discard, Step};
+use graph::{Executor, States, StepObserver};
+use std::{
+    fmt,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use thiserror::Error;
+
+/// What a session cannot do.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// More tokens than the caches hold.
+    #[error("{new} tokens after {past} are more than the context of {context} tokens")]
+    ContextFull {
+        /// Tokens to be fed.
+        new: usize,
+        /// Tokens fed before.
+        past: usize,
+        /// Tokens that fit.
+        context: usize,
+    },
+    /// Nothing to feed, or nothing fed to go on from.
+    #[error("there are no tokens to go on from: the prompt is empty")]
+    Empty,
+    /// A token that the embedding has no row for.
+    #[error("token {token}: expected one below {vocabulary}, the size of the vocabulary")]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// How many there are.
+        vocabulary: usize,
+    },
+    /// Rows for which logits are wanted, but not in rising order below the number of tokens.
+    #[error("rows wanted: expected rising numbers below {tokens}, found {row}")]
+    Rows {
+        /// The first that is wrong.
+        row: usize,
+        /// Tokens to be fed.
+        tokens: usize,
+    },
+    /// A session cannot be cut to more tokens than it has.
+    #[error("cannot keep {wanted} tokens of {found}")]
+    Truncate {
+        /// Tokens to keep.
+        wanted: usize,
+        /// Tokens there are.
+        found: usize,
+    },
+    /// The [cancel flag](Session::cancel_flag) was raised. What was fed before stays fed.
+    #[error("cancelled after {fed} of {tokens} tokens")]
+    Cancelled {
+        /// Tokens that were fed.
+        fed: usize,
+        /// Tokens that were to be.
+        tokens: usize,
+    },
+    /// Bytes that no session of this engine was saved as.
+    #[error("saved session: {what}: expected {expected}, found {found}")]
+    Saved {
+        /// What in it.
+        what: &'static str,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+}
+
+/// The rows of a feed whose logits are wanted: each costs a row of the output head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted<'a> {
+    /// None.
+    Nothing,
+    /// Of the last token, as generating needs.
+    Last,
+    /// Of these, as indices into the tokens fed, rising.
+    Rows(&'a [usize]),
+    /// Of all.
+    All,
+}
+
+/// Why generating ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The model drew this token, which ends what it has to say. It was not fed.
+    EndOfGeneration(u32),
+    /// As many tokens as were asked for.
+    Limit,
+    /// The context is full.
+    Context,
+    /// The callback broke off, or the [cancel flag](Session::cancel_flag) was raised.
+    Cancelled,
+}
+
+/// What was generated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generated {
+    /// The tokens that the callback saw.
+    pub tokens: Vec<u32>,
+    /// Why there are no more.
+    pub stop: Stop,
+}
+
+/// One sequence: the tokens fed so far and a latent row for each of them in every layer's cache.
+pub struct Session {
+    engine: Engine,
+    states: States,
+    decode: Executor,
+    /// Compiled when the first step of several tokens comes.
+    prefill: Option<Executor>,
+    tokens: Vec<u32>,
+    /// Of the last token; empty where they were not wanted.
+    last: Vec<f32>,
+    cancel: Arc<AtomicBool>,
+    step: StepBuffers,
+}
+
+/// Bytes of a step, kept so that steps allocate nothing.
+#[derive(Default)]
+struct StepBuffers {
+    tokens: Vec<i32>,
+    outputs: Vec<i32>,
+    logits: Vec<f32>,
+}
+
+impl Session {
+    pub(crate) fn new(engine: &Engine) -> Result<Session, Error> {
+        let (plan, devices) = (&engine.plans().decode, engine.devices());
+        let states = States::allocate(plan, devices)?;
+        let decode = Executor::new(Arc::clone(plan), devices, engine.weights(), &states)?;
+        Ok(Session {
+            engine: engine.clone(),
+            states,
+            decode,
+            prefill: None,
+            tokens: Vec::with_capacity(engine.context()),
+            last: Vec::new(),
+            cancel: Arc::default(),
+            step: StepBuffers::default(),
+        })
+    }
+
+    /// The engine it runs on.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The tokens fed so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Tokens that still fit.
+    pub fn room(&self) -> usize {
+        self.engine.context() - self.tokens.len()
+    }
+
+    /// The logits after the last token, `[vocabulary]`; `None` if they were not wanted of it, or the session was
+    /// cut since.
+    pub fn logits(&self) -> Option<&[f32]> {
+        (!self.last.is_empty()).then_some(&self.last)
+    }
+
+    /// Raise it, from any thread, to end a running feed before its next step, or generating before its next
+    /// token. It falls when it was obeyed.
+    pub fn cancel_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.cancel)
+    }
+
+    /// Feeds tokens, in steps of at most a batch; the logits after the last one.
+    ///
+    /// # Errors
+    /// [`SessionError::Empty`], [`SessionError::UnknownToken`] and [`SessionError::ContextFull`] before anything
+    /// is fed; [`SessionError::Cancelled`] and [`Error::Run`] between two steps: then [`Session::tokens`] says
+    /// what is in.
+    pub fn feed(&mut self, tokens: &[u32]) -> Result<&[f32], Error> {
+        self.feed_with(tokens, Wanted::Last, &mut |_, _| (), &mut Discard)?;
+        Ok(&self.last)
+    }
+
+    /// As [`Session::feed`], for any rows: `each` gets the index into `tokens` and the logits. An observer sees
+    /// what devices do.
+    ///
+    /// # Errors
+    /// As [`Session::feed`]; [`SessionError::Rows`].
+    pub fn feed_with(
+        &mut self,
+        tokens: &[u32],
+        wanted: Wanted<'_>,
+        each: &mut dyn FnMut(usize, &[f32]),
+        observer: &mut dyn StepObserver,
+    ) -> Result<(), Error> {
+        self.check(tokens, wanted)?;
+        let vocabulary = self.engine.model().config().vocabulary;
+        let mut fed = 0;
+        while fed < tokens.len() {
+            if self.cancel.swap(false, Ordering::Relaxed) {
+                return Err(SessionError::Cancelled { fed, tokens: tokens.len() }.into());
+            }
+            let rows = self.select_rows(fed, tokens.len(), wanted);
+            self.run(&tokens[fed..fed + rows], observer)?;
+            let logits = self.step.logits.chunks_exact(vocabulary);
+            for (row, logits) in self.step.outputs.iter().zip(logits) {
+                each(fed + *row as usize, logits);
+            }
+            self.last.clear();
+            if self.step.outputs.last() == Some(&(rows as i32 - 1)) {
+                self.last.extend_from_slice(&self.step.logits[self.step.logits.len() - vocabulary..]);
+            }
+            fed += rows;
+        }
+        Ok(())
+    }
+
+    fn check(&self, tokens: &[u32], wanted: Wanted<'_>) -> Result<(), SessionError> {
+        let (new, past, context) = (tokens.len(), self.tokens.len(), self.engine.context());
+        let vocabulary = self.engine.model().config().vocabulary;
+        if tokens.is_empty() {
+            return Err(SessionError::Empty);
+        }
+        if new > context - past {
+            return Err(SessionError::ContextFull { new, past, context });
+        }
+        if let Some(&token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
+            return Err(SessionError::UnknownToken { token, vocabulary });
+        }
+        if let Wanted::Rows(rows) = wanted {
+            let rising = |i: usize| rows[i] < new && (i == 0 || rows[i - 1] < rows[i]);
+            if let Some(wrong) = (0..rows.len()).find(|i| !rising(*i)) {
+                return Err(SessionError::Rows { row: rows[wrong], tokens: new });
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows of the next step: no more than a batch, and no more wanted ones than a step gives logits of. Leaves
+    /// the wanted ones in the step's buffers.
+    fn select_rows(&mut self, fed: usize, tokens: usize, wanted: Wanted<'_>) -> usize {
+        let capacity = self.engine.prefill_capacity();
+        let mut rows = capacity.rows.min(tokens - fed);
+        let outputs = &mut self.step.outputs;
+        outputs.clear();
+        match wanted {
+            Wanted::Nothing => {}
+            Wanted::Last => outputs.extend((fed + rows == tokens).then_some(rows as i32 - 1)),
+            Wanted::All => {
+                rows = rows.min(capacity.outputs);
+                outputs.extend(0..rows as i32);
+            }
+            Wanted::Rows(all) => {
+                let ahead = &all[all.partition_point(|row| *row < fed)..];
+                // A wanted row that does not fit any more begins the next step.
+                if let Some(first_left) = ahead.get(capacity.outputs) {
+                    rows = rows.min(first_left - fed);
+                }
+                let local = ahead.iter().map(|row| row - fed).take_while(|row| *row < rows);
+                outputs.extend(local.map(|row| row as i32));
+            }
+        }
+        rows
+    }
+
+    /// Runs one step for the wanted rows in the step's buffers and reads their logits.
+    fn run(&mut self, tokens: &[u32], observer: &mut dyn StepObserver) -> Result<(), Error> {
+        let executor = if tokens.len() == 1 {
+            &mut self.decode
+        } else {
+            if self.prefill.is_none() {
+                let plan = Arc::clone(&self.engine.plans().prefill);
+                let (devices, weights) = (self.engine.devices(), self.engine.weights());
+                self.prefill = Some(Executor::new(plan, devices, weights, &self.states)?);
+            }
+            match &mut self.prefill {
+                Some(prefill) => prefill,
+                None => &mut self.decode,
+            }
+        };
+        let StepBuffers { tokens: ids, outputs, logits } = &mut self.step;
+        ids.clear();
+        ids.extend(tokens.iter().map(|token| *token as i32));
+        let step = Step { rows: tokens.len(), past: self.tokens.len(), outputs: outputs.len() };
+        let inputs = [("tokens", bytemuck::cast_slice(ids)), ("outputs", bytemuck::cast_slice(outputs))];
+        executor.run(&step, &inputs, observer)?;
+        logits.resize(outputs.len() * self.engine.model().config().vocabulary, 0.0);
+        if !outputs.is_empty() {
+            executor.read("logits", logits)?;
+        }
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
+    }
+
+    /// Draws up to `limit` tokens, each after what is in the session, and feeds them. The callback sees each token
+    /// before it is fed, with the text that it completes (a character may take several tokens), and may break.
+    ///
+    /// # Errors
+    /// [`SessionError::Empty`] if nothing was fed; [`Error::Tokenizer`], [`Error::Sampling`], [`Error::Run`].
+    pub fn generate(
+        &mut self,
+        sampler: &mut Sampler,
+        limit: usize,
+        mut each: impl FnMut(u32, &str) -> ControlFlow<()>,
+    ) -> Result<Generated, Error> {
+        let model = Arc::clone(self.engine.model());
+        let tokenizer = model.tokenizer()?;
+        // Rows of the head beyond the vocabulary are padding.
+        let vocabulary = tokenizer.size().min(model.config().vocabulary);
+        let mut decoder = tokenizer.decoder();
+        let mut tokens = Vec::new();
+        self.recall_logits()?;
+        let stop = loop {
+            if self.cancel.swap(false, Ordering::Relaxed) {
+                break Stop::Cancelled;
+            }
+            if tokens.len() == limit {
+                break Stop::Limit;
+            }
+            if self.room() == 0 {
+                break Stop::Context;
+            }
+            let token = sampler.sample(&self.last[..vocabulary], &self.tokens)?;
+            if tokenizer.is_end_of_generation(token) {
+                break Stop::EndOfGeneration(token);
+            }
+            tokens.push(token);
+            let flow = each(token, &decoder.push(token)?);
+            match self.feed(&[token]) {
+                Err(Error::Session(SessionError::Cancelled { .. })) => break Stop::Cancelled,
+                fed => fed.map(|_| ())?,
+            }
+            if flow.is_break() {
+                break Stop::Cancelled;
+            }
+        };
+        Ok(Generated { tokens, stop })
+    }
+
+    /// Feeds the last token again if its logits are not known.
+    fn recall_logits(&mut self) -> Result<(), Error> {
+        if !self.last.is_empty() {
+            return Ok(());
+        }
+        let token = self.tokens.pop().ok_or(SessionError::Empty)?;
+        let fed = self.feed(&[token]).map(|_| ());
+        if fed.is_err() {
+            // Its rows are still in the caches.
+            self.tokens.push(token);
+        }
+        fed
+    }
+
+    /// Keeps the first `tokens` tokens and forgets the rest.
+    ///
+    /// # Errors
+    /// [`SessionError::Truncate`].
+    pub fn truncate(&mut self, tokens: usize) -> Result<(), Error> {
+        let found = self.tokens.len();
+        if tokens > found {
+            return Err(SessionError::Truncate { wanted: tokens, found }.into());
+        }
+        if tokens < found {
+            // Rows past the end are never read, and are written before they count again.
+            self.tokens.truncate(tokens);
+            self.last.clear();
+        }
+        Ok(())
+    }
+
+    /// A second session with the same past, which then goes its own way. Weights are shared, caches copied.
+    ///
+    /// # Errors
+    /// As [`Engine::session`].
+    pub fn fork(&self) -> Result<Session, Error> {
+        let mut fork = Session::new(&self.engine)?;
+        let mut rows = vec![0; self.tokens.len() * self.cache_row_bytes()];
+        for layer in 0..self.engine.model().config().layers() {
+            self.states.read(&cache_name(layer), 0, &mut rows)?;
+            fork.states.write(&cache_name(layer), 0, &rows)?;
+        }
+        fork.tokens.extend_from_slice(&self.tokens);
+        fork.last.clone_from(&self.last);
+        Ok(fork)
+    }
+
+    fn cache_row_bytes(&self) -> usize {
+        let width = self.engine.model().config().attention.cache_width();
+        self.engine.cache_type().dtype().row_bytes(width)
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("engine", &self.engine)
+            .field("tokens", &self.tokens.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,145 @@
+//! Sessions as bytes.
+//!
+//! All numbers are little-endian:
+//!
+//! | bytes | what |
+//! | --- | --- |
+//! | 8 | `fathom`, 0, version 1 |
+//! | 8 | fingerprint of the model |
+//! | 4 | format of the caches, by its place in [`CacheType`] |
+//! | 4 | precision: 0 default, 1 f32 |
+//! | 8, 8 | number of tokens `n`; number of logits (0 or the vocabulary) |
+//! | 4 × n | the tokens |
+//! | 4 × … | the last token's logits, f32 |
+//! | … | of each layer, in order, `n` rows of its cache |
+//! | 8 | FNV-1a of all before |
+
+use super::{Session, SessionError};
+use crate::{CacheType, Engine, Error, hash::Fnv, model::cache_name};
+use backend_api::Precision;
+
+const MAGIC: [u8; 8] = *b"fathom\0\x01";
+const HEADER: usize = 40;
+const TRAILER: usize = 8;
+
+impl Session {
+    /// The session as bytes. Restored by [`Engine::restore`], it goes on as if it had never ended.
+    ///
+    /// # Errors
+    /// [`Error::Load`] if a device does not give its cache.
+    pub fn save(&self) -> Result<Vec<u8>, Error> {
+        let layers = self.engine.model().config().layers();
+        let rows = self.tokens.len() * self.cache_row_bytes();
+        let size = HEADER + 4 * (self.tokens.len() + self.last.len()) + layers * rows + TRAILER;
+        let mut bytes = Vec::with_capacity(size);
+        bytes.extend(MAGIC);
+        bytes.extend(self.engine.model().fingerprint()?.to_le_bytes());
+        bytes.extend(cache_id(self.engine.cache_type()).to_le_bytes());
+        bytes.extend(precision_id(self.engine.precision()).to_le_bytes());
+        bytes.extend((self.tokens.len() as u64).to_le_bytes());
+        bytes.extend((self.last.len() as u64).to_le_bytes());
+        bytes.extend(self.tokens.iter().flat_map(|token| token.to_le_bytes()));
+        bytes.extend(self.last.iter().flat_map(|logit| logit.to_le_bytes()));
+        for layer in 0..layers {
+            let start = bytes.len();
+            bytes.resize(start + rows, 0);
+            self.states.read(&cache_name(layer), 0, &mut bytes[start..])?;
+        }
+        bytes.extend(checksum(&bytes).to_le_bytes());
+        Ok(bytes)
+    }
+}
+
+impl Engine {
+    /// The session that [`Session::save`] made these bytes of, on the same model with the same cache type and
+    /// precision; devices, placement and context may be others, as long as the tokens fit.
+    ///
+    /// # Errors
+    /// [`SessionError::Saved`], saying what does not fit; as [`Engine::session`].
+    pub fn restore(&self, bytes: &[u8]) -> Result<Session, Error> {
+        let expect = |what, expected: String, found: String| match expected == found {
+            true => Ok(()),
+            false => Err(SessionError::Saved { what, expected, found }),
+        };
+        let body = match bytes.len().checked_sub(TRAILER) {
+            Some(end) if end >= HEADER => &bytes[..end],
+            _ => {
+                let expected = format!("at least {} bytes", HEADER + TRAILER);
+                return Err(SessionError::Saved { what: "size", expected, found: bytes.len().to_string() }.into());
+            }
+        };
+        expect("header", format!("{MAGIC:?}"), format!("{:?}", &bytes[..8]))?;
+        let sum = u64_at(bytes, body.len());
+        expect("checksum", format!("{:016x}", checksum(body)), format!("{sum:016x}"))?;
+        let fingerprint = self.model().fingerprint()?;
+        expect("model", format!("{fingerprint:016x}"), format!("{:016x}", u64_at(bytes, 8)))?;
+        let cache = [CacheType::F16, CacheType::F32, CacheType::Q8_0].map(|c| (cache_id(c), c.to_string()));
+        expect("cache type", self.cache_type().to_string(), named(&cache, u32_at(bytes, 16)))?;
+        let precision = [Precision::Default, Precision::F32].map(|p| (precision_id(p), format!("{p:?}")));
+        expect("precision", format!("{:?}", self.precision()), named(&precision, u32_at(bytes, 20)))?;
+
+        let config = self.model().config();
+        let (tokens, logits) = (u64_at(bytes, 24), u64_at(bytes, 32));
+        if tokens > self.context() as u64 {
+            let expected = format!("at most {}, the context", self.context());
+            return Err(SessionError::Saved { what: "tokens", expected, found: tokens.to_string() }.into());
+        }
+        if logits != 0 && logits != config.vocabulary as u64 {
+            let expected = format!("0 or {}, the vocabulary", config.vocabulary);
+            return Err(SessionError::Saved { what: "logits", expected, found: logits.to_string() }.into());
+        }
+        let (tokens, logits) = (tokens as usize, logits as usize);
+        let mut session = self.session()?;
+        let rows = tokens * session.cache_row_bytes();
+        let size = HEADER + 4 * (tokens + logits) + config.layers() * rows;
+        expect("size", size.to_string(), body.len().to_string())?;
+
+        let (words, caches) = body[HEADER..].split_at(4 * (tokens + logits));
+        let mut words = words.chunks_exact(4).map(|word| u32_at(word, 0));
+        session.tokens.extend(words.by_ref().take(tokens));
+        session.last.extend(words.map(f32::from_bits));
+        if let Some(&token) = session.tokens.iter().find(|token| **token as usize >= config.vocabulary) {
+            return Err(SessionError::UnknownToken { token, vocabulary: config.vocabulary }.into());
+        }
+        if rows > 0 {
+            for (layer, rows) in caches.chunks_exact(rows).enumerate() {
+                session.states.write(&cache_name(layer), 0, rows)?;
+            }
+        }
+        Ok(session)
+    }
+}
+
+fn cache_id(cache: CacheType) -> u32 {
+    match cache {
+        CacheType::F16 => 0,
+        CacheType::F32 => 1,
+        CacheType::Q8_0 => 2,
+    }
+}
+
+fn precision_id(precision: Precision) -> u32 {
+    match precision {
+        Precision::Default => 0,
+        Precision::F32 => 1,
+    }
+}
+
+fn named(names: &[(u32, String)], id: u32) -> String {
+    names.iter().find(|(known, _)| *known == id).map_or_else(|| format!("number {id}"), |(_, name)| name.clone())
+}
+
+fn checksum(bytes: &[u8]) -> u64 {
+    let mut hash = Fnv::default();
+    hash.write(bytes);
+    hash.finish()
+}
+
+/// Callers have checked that the bytes are there; those that are not count as 0.
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    (0..4).map(|i| u32::from(bytes.get(at + i).copied().unwrap_or(0)) << (8 * i)).sum()
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}

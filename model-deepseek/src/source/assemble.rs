@@ -1,0 +1,101 @@
+//! Tensors that are not in the files as they are wanted: made at load.
+
+use super::{WeightBytes, error::Flaw, fp8::Fp8};
+use backend_api::DType;
+use half::{bf16, f16};
+use std::sync::Arc;
+
+/// How to make a tensor: its parts, one after the other, each converted.
+pub(super) struct Assembly {
+    /// The whole tensor, or one for each expert, all of one size.
+    pub(super) parts: Vec<Part>,
+    pub(super) conversion: Conversion,
+}
+
+/// A matrix as a file has it.
+pub(super) struct Part {
+    pub(super) values: WeightBytes,
+    /// Of FP8: its scales.
+    pub(super) scales: Option<WeightBytes>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Conversion {
+    /// The bytes as they are.
+    None,
+    /// F32, F16 or BF16 to F32.
+    ToF32(DType),
+    /// FP8 with block scales to F16.
+    Fp8 { cols: usize, block: [usize; 2] },
+}
+
+impl Assembly {
+    /// Makes the tensor, of `bytes` bytes in all.
+    pub(super) fn load(&self, bytes: usize) -> Result<WeightBytes, Flaw> {
+        let mut made = Words::zeroed(bytes)?;
+        let size = bytes / self.parts.len().max(1);
+        for (part, out) in self.parts.iter().zip(made.as_mut().chunks_exact_mut(size.max(1))) {
+            convert(part, self.conversion, out)?;
+        }
+        Ok(WeightBytes { bytes: Arc::new(made), range: 0..bytes })
+    }
+}
+
+/// `weight` in f32: a copy, or itself if it is f32 already.
+pub(super) fn to_f32(weight: WeightBytes, from: DType) -> Result<WeightBytes, Flaw> {
+    let bytes = match from {
+        DType::F32 => return Ok(weight),
+        DType::F16 | DType::BF16 => weight.range.len() * 2,
+        other => return Err(Flaw::new("F32, F16 or BF16", other.to_string())),
+    };
+    let parts = vec![Part { values: weight, scales: None }];
+    Assembly { parts, conversion: Conversion::ToF32(from) }.load(bytes)
+}
+
+fn convert(part: &Part, conversion: Conversion, out: &mut [u8]) -> Result<(), Flaw> {
+    let values = part.values.as_slice();
+    match (conversion, &part.scales) {
+        (Conversion::ToF32(DType::F16), _) => widen(values, out, |v| f16::from_le_bytes(v).to_f32()),
+        (Conversion::ToF32(DType::BF16), _) => widen(values, out, |v| bf16::from_le_bytes(v).to_f32()),
+        (Conversion::Fp8 { cols, block }, Some(scales)) => {
+            Fp8 { codes: values, cols, scales: scales.as_slice(), block }.to_f16(out)?;
+        }
+        _ => out.copy_from_slice(values),
+    }
+    Ok(())
+}
+
+fn widen(from: &[u8], to: &mut [u8], convert: impl Fn([u8; 2]) -> f32) {
+    for (from, to) in from.as_chunks().0.iter().zip(to.as_chunks_mut().0) {
+        *to = convert(*from).to_le_bytes();
+    }
+}
+
+/// Bytes of our own, aligned for every format.
+struct Words {
+    words: Vec<u64>,
+    bytes: usize,
+}
+
+impl Words {
+    fn zeroed(bytes: usize) -> Result<Self, Flaw> {
+        let mut words = Vec::new();
+        words
+            .try_reserve_exact(bytes.div_ceil(8))
+            .map_err(|_| Flaw::new(format!("memory for {bytes} bytes"), "none left"))?;
+        words.resize(bytes.div_ceil(8), 0);
+        Ok(Words { words, bytes })
+    }
+}
+
+impl AsRef<[u8]> for Words {
+    fn as_ref(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.bytes]
+    }
+}
+
+impl AsMut<[u8]> for Words {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.bytes]
+    }
+}

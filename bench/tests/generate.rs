@@ -2,7 +2,7 @@
 #![cfg(feature = "cpu")]
 
 mod common;
-use common::{austen, keys, run, run_with, shared_models};
+use common::{austen, keys, run, run_with};
 use std::fs;
 
 const GENERATE: &str = env!("CARGO_BIN_EXE_generate");
@@ -99,16 +99,4 @@ fn a_conversation_answers_every_line() {
     let text = said.ok();
     assert_eq!(rates, 2, "an empty line asks nothing");
     assert!(text.lines().count() >= 2, "{text}");
-}
-
-#[test]
-fn formats_of_one_model_write_alike() {
-    let Some(models) = shared_models() else { return };
-    let write = |file: &str| {
-        let model = models.join(file);
-        let arguments = ["--prompt", "Mr. Darcy", "--predict", "16", "--temperature", "0"];
-        run(GENERATE, &[&["--model", model.to_str().unwrap()], &arguments[..]].concat()).ok()
-    };
-    let texts = [write("shapes/v3-like-f16.gguf"), write("shapes/v3-like-hf")];
-    assert_eq!(texts[0], texts[1], "the same F16 weights, as GGUF file and as Hugging Face directory");
 }

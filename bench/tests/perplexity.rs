@@ -119,6 +119,18 @@ fn exact_arithmetic_gives_the_float64_references() {
 }
 
 #[test]
+fn a_hugging_face_directory_gives_the_logits_of_the_gguf_file() {
+    let Some(models) = shared_models() else { return };
+    let reference = models.join("shapes/v3-like-f16.json");
+    let compare = |model: &str| {
+        let model = models.join(model);
+        let arguments = ["--model", model.to_str().unwrap(), "--reference", reference.to_str().unwrap()];
+        run(PERPLEXITY, &arguments).json()
+    };
+    assert_eq!(compare("shapes/v3-like-hf"), compare("shapes/v3-like-f16.gguf"));
+}
+
+#[test]
 fn throughput_says_what_was_measured() {
     let arguments =
         ["--model", &austen(), "--prefill", "8,16", "--decode", "4", "--depth", "0,32", "--repeat", "2"];

@@ -95,6 +95,11 @@ impl GraphBuilder {
         }
     }
 
+    /// The precision of matrix products from here on; the one it was.
+    pub fn set_precision(&mut self, precision: Precision) -> Precision {
+        std::mem::replace(&mut self.precision, precision)
+    }
+
     /// Nodes from here on belong to this layer. The layers of a model are `0..n`, and what follows the last one
     /// (output norm and head) is layer `n`; `None`, the state at the start, is the input side, which lives on the
     /// host.
@@ -121,7 +126,7 @@ impl GraphBuilder {
     fn leaf(&mut self, kind: StorageKind, name: &str, desc: TensorDesc) -> Value {
         if let Some(&value) = self.leaves.get(&(kind, name.to_owned())) {
             if kind != StorageKind::Weight || self.graph.info(value).desc != desc {
-                self.deferred.get_or_insert(Problem::Duplicate(word(kind)).at(name));
+                self.deferred.get_or_insert(Problem::Duplicate(kind.word()).at(name));
             }
             return value;
         }
@@ -332,7 +337,7 @@ impl GraphBuilder {
             };
             let storage = &graph.storages[info.storage];
             if storage.kind != StorageKind::Activation {
-                let found = format!("found the {} {}", word(storage.kind), storage.name);
+                let found = format!("found the {} {}", storage.kind.word(), storage.name);
                 return Err(Problem::Output(found).at(name));
             }
             if info.offset != 0 || !info.desc.is_dense() {
@@ -453,7 +458,7 @@ impl RegionBuilder<'_> {
         };
         let storage = &self.builder.graph.storages[info.storage];
         if storage.kind != StorageKind::State {
-            let problem = Problem::NoState { name: storage.name.clone(), found: word(storage.kind) };
+            let problem = Problem::NoState { name: storage.name.clone(), found: storage.kind.word() };
             return Err(problem.at(name));
         }
         let region = Region { state: info.storage, part };
@@ -505,13 +510,4 @@ fn check_leaf(kind: StorageKind, desc: &TensorDesc) -> Result<(), Problem> {
         return Err(Problem::Tensor(format!("expected fixed extents, found {}", desc.shape)));
     }
     Ok(())
-}
-
-fn word(kind: StorageKind) -> &'static str {
-    match kind {
-        StorageKind::Input => "input",
-        StorageKind::Weight => "weight",
-        StorageKind::State => "state",
-        StorageKind::Activation => "activation",
-    }
 }

@@ -34,6 +34,18 @@ pub enum StorageKind {
     Activation,
 }
 
+impl StorageKind {
+    /// In one word, such as `state`.
+    pub const fn word(self) -> &'static str {
+        match self {
+            StorageKind::Input => "input",
+            StorageKind::Weight => "weight",
+            StorageKind::State => "state",
+            StorageKind::Activation => "activation",
+        }
+    }
+}
+
 /// Bytes that have one place on each device that holds them. Views share the storage of their base.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Storage {

@@ -93,6 +93,7 @@ mod graph;
 mod link;
 mod memory;
 mod observer;
+pub mod picture;
 mod placement;
 mod plan;
 pub mod report;

@@ -208,7 +208,7 @@ impl fmt::Display for Report {
         for (index, split) in self.splits.iter().enumerate() {
             writeln!(f, "split {index} on {}", split.device)?;
             for TransferReport { value, kind, from, to, bytes } in &split.transfers {
-                writeln!(f, "  <- {value}: {} of {} from {from} to {to}", human(*bytes), word(*kind))?;
+                writeln!(f, "  <- {value}: {} of {} from {from} to {to}", human(*bytes), kind.word())?;
             }
             for node in &split.nodes {
                 writeln!(f, "     {:name$}  {:op$}  {}", node.name, node.op, node.reason)?;
@@ -238,15 +238,6 @@ impl fmt::Display for Report {
             writeln!(f, "fall-back: {node} runs on {runs_on}: {why}; {more} more cross, {states} of states")?;
         }
         Ok(())
-    }
-}
-
-fn word(kind: StorageKind) -> &'static str {
-    match kind {
-        StorageKind::Input => "input",
-        StorageKind::Weight => "weight",
-        StorageKind::State => "state",
-        StorageKind::Activation => "activation",
     }
 }
 

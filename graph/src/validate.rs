@@ -283,6 +283,11 @@ pub fn memory(
         let inside = slot.offset.checked_add(slot.bytes).is_some_and(|end| end <= arena);
         check(inside, || format!("{slot:?} is not in its arena of {arena} bytes"))?;
         check(slot.offset.is_multiple_of(ALIGNMENT), || format!("{slot:?} is not aligned"))?;
+        let bytes = match slot.content {
+            Content::Storage(storage) => facts.storages.get(storage).map(|storage| storage.bytes),
+            Content::Transfer(transfer) => transfers.get(transfer).map(|transfer| transfer.bytes),
+        };
+        check(bytes == Some(slot.bytes), || format!("{slot:?} is not of the size of what it holds"))?;
         check(slot.opens <= slot.closes, || format!("{slot:?} closes before it opens"))?;
         for other in &memory.slots[..index] {
             let apart = other.device != slot.device

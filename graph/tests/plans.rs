@@ -5,7 +5,7 @@
 mod model;
 
 use backend_api::{Capacity, Device, NullDevice, OpKind};
-use graph::{Devices, Graph, Placement, Plan, PlanError, Reason, StorageKind, report, validate};
+use graph::{Devices, Graph, Placement, Plan, PlanError, Reason, StorageKind, picture, report, validate};
 use model::{SMALL, V3};
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
@@ -273,4 +273,32 @@ fn a_61_layer_plan_is_quick() {
     let planned = start.elapsed();
     println!("{} nodes: built in {built:?}, planned in {planned:?}", plan.order.len());
     assert!((built + planned).as_millis() < 250, "built in {built:?}, planned in {planned:?}");
+}
+
+/// The picture of a plan says each thing once, whatever the number of layers.
+#[test]
+fn a_picture_repeats_nothing() {
+    let graph = model::build(&V3).expect("a graph");
+    let placement = Placement { states: states(&graph, 1), ..Placement::all_on(0, V3.layers + 1) };
+    let plan = plan(&graph, &placement, &devices(&["gpu", "<cpu>"]), 1);
+    let step = plan.capacity.full_step();
+    let svg = picture::svg(&plan, &step);
+    if let Ok(path) = std::env::var("FATHOM_PICTURE") {
+        std::fs::write(path, &svg).expect("a file");
+    }
+    assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
+    assert!(svg.contains("&lt;cpu&gt;") && !svg.contains("<cpu>"));
+    assert!(svg.contains("belongs to the cache that lives here: q_absorb, q, kv_store, attention,"), "{svg}");
+    assert!(svg.contains("the 2 splits above run 57 times, for layer 3 to layer 59"), "{svg}");
+    let off = Placement { ownership_check: false, ..placement.clone() };
+    let crossing = picture::svg(&self::plan(&graph, &off, &devices(&["gpu", "cpu"]), 1), &step);
+    assert!(crossing.contains("<line class=\"state\" x1=\"840\""), "{crossing}");
+    assert!(!svg.contains("<line class=\"state\" x1=\"840\""));
+    if let Ok(path) = std::env::var("FATHOM_PICTURE") {
+        std::fs::write(path + ".off.svg", &crossing).expect("a file");
+    }
+    for svg in [&svg, &crossing] {
+        let boxes = svg.matches("class=\"split\"").count();
+        assert!(boxes <= 16, "{boxes} boxes");
+    }
 }

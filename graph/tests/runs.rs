@@ -132,7 +132,7 @@ fn placement_never_changes_the_answer() {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) as usize % n
     };
-    for round in 0..120 {
+    for round in 0..300 {
         let count = 2 + round % 2;
         let devices = devices(count);
         let mut placement =

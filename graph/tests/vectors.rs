@@ -33,6 +33,10 @@ fn plan(vector: &Vector, rules: &Rules) -> Result {
 /// Ideals that stream weights for a big batch, which is not done yet: held to their states and regions only.
 const STREAMS: [&str; 2] = ["V14b", "V17"];
 
+/// Where the plan moves fewer bytes than the ideal: V11 adds in place there, so that the sum and what it was added to
+/// both cross; here a node never writes over another's value, and adding at the far side moves one of them.
+const BETTER: [&str; 1] = ["V11"];
+
 #[test]
 fn no_plan_is_worse_than_the_ideal() {
     for vector in vectors::load() {
@@ -58,6 +62,7 @@ fn no_plan_is_worse_than_the_ideal() {
         println!("{id:5} bytes {found} of {ideal_bytes}, splits {splits} of {ideal_splits}");
         if !STREAMS.contains(&id.as_str()) {
             assert!(found <= ideal_bytes, "{id} {title}: {traffic:?}, ideal {ideal_bytes}");
+            assert_eq!(found < ideal_bytes, BETTER.contains(&id.as_str()), "{id} {title}: {traffic:?}");
             assert!(splits <= ideal_splits, "{id} {title}: {splits} splits, ideal {ideal_splits}");
         }
         let reported = assignment.fall_backs.len();

@@ -1,7 +1,7 @@
 //! Hyperparameters, read from GGUF keys or a Hugging Face `config.json`, checked before anything else is.
 //!
-//! Everything is decided by keys and tensors, never by a model's name. [`gguf`] and [`hugging_face`] each read
-//! one kind of source; what they give is the same [`Config`].
+//! Everything is decided by keys and tensors, never by a model's name. `gguf.rs` and `hugging_face.rs` each read one
+//! kind of source; what they give is the same [`Config`].
 
 mod error;
 mod gguf;

@@ -19,7 +19,7 @@ pub enum Error {
         /// The checkpoint.
         path: PathBuf,
         /// What is wrong.
-        error: ConfigError,
+        error: Box<ConfigError>,
     },
     /// Weights that do not fit together.
     #[error("{}: {error}", path.display())]
@@ -27,7 +27,7 @@ pub enum Error {
         /// The checkpoint.
         path: PathBuf,
         /// The node and why it cannot be built.
-        error: BuildError,
+        error: Box<BuildError>,
     },
     /// A vocabulary that cannot be used.
     #[error(transparent)]

@@ -39,7 +39,7 @@ impl Model {
     /// As [`Model::open`].
     pub fn new(checkpoint: Checkpoint) -> Result<Self, Error> {
         let config = Config::read(&checkpoint)
-            .map_err(|error| Error::Config { path: checkpoint.path().to_owned(), error })?;
+            .map_err(|error| Error::Config { path: checkpoint.path().to_owned(), error: error.into() })?;
         let notices = config.notices.clone();
         let mut model = Model { checkpoint, config, notices, tokenizer: OnceLock::new() };
         // Building the graph asks for every weight by name and shape: which tensors a model needs is written
@@ -127,7 +127,7 @@ impl Model {
         |error| match error.into() {
             LayerError::Source(error) => Error::Source(error),
             LayerError::Build(error) => {
-                Error::Graph { path: self.checkpoint.path().to_owned(), error }
+                Error::Graph { path: self.checkpoint.path().to_owned(), error: error.into() }
             }
         }
     }
@@ -156,7 +156,8 @@ fn skipped(model: &Model, graph: &Graph) -> Vec<String> {
     let used: std::collections::HashSet<&str> =
         graph.storages_of(StorageKind::Weight).map(|(_, storage)| storage.name.as_str()).collect();
     let layer_of = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok();
-    let unused = model.checkpoint.tensors().map(|info| info.name.as_str()).filter(|name| !used.contains(name));
+    let unused =
+        model.checkpoint.tensors().map(|info| info.name.as_str()).filter(|name| !used.contains(name));
     let (next, unknown): (Vec<&str>, Vec<&str>) =
         unused.partition(|name| layer_of(name).is_some_and(|layer| layer >= model.config.layers()));
     let mut notices = Vec::new();

@@ -204,7 +204,11 @@ fn missing_keys_mean_what_they_did_when_files_lacked_them() {
     let all: Vec<_> = lengths.iter().chain(&legacy).cloned().collect();
     check(&all, &LEGACY, |c| (c.attention.nope, c.attention.value) == (128, 96));
     // … and without those, the residual stream divided among the heads.
-    let none = [without("attention.key_length"), without("attention.value_length"), set("embedding_length", 16384u32)];
+    let none = [
+        without("attention.key_length"),
+        without("attention.value_length"),
+        set("embedding_length", 16384u32),
+    ];
     let all: Vec<_> = lengths.iter().chain(&none).cloned().collect();
     check(&all, &LEGACY, |c| (c.attention.nope, c.attention.value) == (64, 128));
     // The vocabulary is as long as the list of tokens.

@@ -32,13 +32,16 @@ fn with(mut base: Value, changes: Value) -> Value {
 fn v2_lite() -> Value {
     let scaling = json!({ "type": "yarn", "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
                           "original_max_position_embeddings": 4096 });
-    with(v3_json(), json!({
-        "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048, "q_lora_rank": null,
-        "num_attention_heads": 16, "num_key_value_heads": 16, "n_routed_experts": 64, "num_experts_per_tok": 6,
-        "n_shared_experts": 2, "moe_intermediate_size": 1408, "n_group": 1, "topk_group": 1,
-        "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": false,
-        "routed_scaling_factor": 1.0, "first_k_dense_replace": 1, "rope_scaling": scaling,
-    }))
+    with(
+        v3_json(),
+        json!({
+            "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048, "q_lora_rank": null,
+            "num_attention_heads": 16, "num_key_value_heads": 16, "n_routed_experts": 64, "num_experts_per_tok": 6,
+            "n_shared_experts": 2, "moe_intermediate_size": 1408, "n_group": 1, "topk_group": 1,
+            "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": false,
+            "routed_scaling_factor": 1.0, "first_k_dense_replace": 1, "rope_scaling": scaling,
+        }),
+    )
 }
 
 fn moe(config: &Config) -> &MoeConfig {
@@ -72,7 +75,10 @@ fn v2_lite_as_published() {
     assert_eq!(format!("{:.6}", config.attention.scale), "0.114721");
     assert_eq!(config.attention.rope.magnitude, 1.0);
     let route = moe(&config).route;
-    assert_eq!((route.gating, route.groups, route.renormalise, route.scale), (Gating::Softmax, 1, false, 1.0));
+    assert_eq!(
+        (route.gating, route.groups, route.renormalise, route.scale),
+        (Gating::Softmax, 1, false, 1.0)
+    );
     assert_eq!(moe(&config).shared_width, 2816);
 }
 
@@ -183,7 +189,8 @@ fn required_keys_are_named() {
         "rope_theta",
         "max_position_embeddings",
     ] {
-        let error = Config::from_hugging_face(&with(v3_json(), json!({ key: null }))).unwrap_err().to_string();
+        let error =
+            Config::from_hugging_face(&with(v3_json(), json!({ key: null }))).unwrap_err().to_string();
         assert!(error.contains(key) && error.contains("found nothing"), "{key}: {error}");
     }
     for key in ["factor", "original_max_position_embeddings"] {
@@ -223,7 +230,8 @@ fn bad_values_are_refused_by_name() {
         ("mlp_layer_types", json!(["dense"]), "each of the 5 layers"),
     ];
     for (key, value, expected) in table {
-        let error = Config::from_hugging_face(&with(v3_json(), json!({ key: value }))).unwrap_err().to_string();
+        let error =
+            Config::from_hugging_face(&with(v3_json(), json!({ key: value }))).unwrap_err().to_string();
         assert!(error.contains(key) && error.contains(expected), "{key}: {error}");
     }
     let mut dynamic = v3_json();

@@ -3,8 +3,11 @@
 mod common;
 
 use backend_api::{Discard, Precision};
+use backend_cpu::{CpuOptions, Level};
 use common::{argmax, embedded, engine, open, testdata};
-use model_deepseek::{CacheType, Engine, Error, Options, Sampler, Sampling, Session, SessionError, Stop, Wanted};
+use model_deepseek::{
+    CacheType, Engine, Error, Options, Sampler, Sampling, Session, SessionError, Stop, Wanted,
+};
 use std::{ops::ControlFlow, sync::atomic::Ordering};
 
 /// Small enough for steps to be cut in many ways.
@@ -48,6 +51,33 @@ fn pieces_make_no_difference() {
     }
 }
 
+#[test]
+fn threads_make_no_difference() {
+    let model = open(&embedded());
+    let tokens = tokens(70);
+    for isa in Level::ALL {
+        let cpu = |threads| CpuOptions {
+            threads: Some(threads),
+            isa: Some(isa),
+            ..CpuOptions::from_env().unwrap()
+        };
+        if let Err(error) = CpuDevice::new(cpu(1)) {
+            println!("skipped: {error}");
+            continue;
+        }
+        let run = |threads, piece| {
+            let devices = common::cpu_with(cpu(threads));
+            let engine =
+                Engine::new(&model, &devices, &Default::default(), &options(CacheType::F16)).unwrap();
+            feed_in(&mut engine.session().unwrap(), &tokens, piece)
+        };
+        let whole = run(1, 70);
+        for (threads, piece) in [(2, 70), (3, 70), (1, 7), (2, 7), (3, 1)] {
+            assert!(run(threads, piece) == whole, "{isa}: {threads} threads, pieces of {piece}");
+        }
+    }
+}
+
 /// Which rows are wanted changes neither the rows nor how often the head runs per row.
 #[test]
 fn wanted_rows_are_the_rows_of_all() {
@@ -68,7 +98,9 @@ fn wanted_rows_are_the_rows_of_all() {
         assert_eq!(session.logits().is_some(), set.last() == Some(&69), "{set:?}");
     }
     let mut session = engine.session().unwrap();
-    session.feed_with(&tokens, Wanted::Nothing, &mut |_, _| panic!("nothing is wanted"), &mut Discard).unwrap();
+    session
+        .feed_with(&tokens, Wanted::Nothing, &mut |_, _| panic!("nothing is wanted"), &mut Discard)
+        .unwrap();
     assert!(session.logits().is_none());
     assert_eq!(session.tokens(), tokens);
     assert!(bits(engine.session().unwrap().feed(&tokens).unwrap()) == all[69]);
@@ -198,12 +230,18 @@ fn mistakes_are_told() {
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     };
     told(session.feed(&[]).map(|_| ()), &["empty"]);
-    told(session.generate(&mut Sampler::greedy(), 1, |_, _| ControlFlow::Continue(())).map(|_| ()), &["empty"]);
+    told(
+        session.generate(&mut Sampler::greedy(), 1, |_, _| ControlFlow::Continue(())).map(|_| ()),
+        &["empty"],
+    );
     told(session.feed(&[5; 129]).map(|_| ()), &["129", "128"]);
     told(session.feed(&[5, 2048]).map(|_| ()), &["2048"]);
     told(session.truncate(1), &["keep 1", "of 0"]);
     for rows in [&[1usize, 1][..], &[2, 1], &[3]] {
-        told(session.feed_with(&[5; 3], Wanted::Rows(rows), &mut |_, _| (), &mut Discard), &["rising", "below 3"]);
+        told(
+            session.feed_with(&[5; 3], Wanted::Rows(rows), &mut |_, _| (), &mut Discard),
+            &["rising", "below 3"],
+        );
     }
     assert!(session.tokens().is_empty(), "nothing was fed");
     session.feed(&[5; 120]).unwrap();
@@ -253,7 +291,8 @@ fn options_are_checked() {
         (Options { batch: 0, ..Options::default() }, "batch"),
         (Options { logit_rows: Some(0), ..Options::default() }, "logit rows"),
     ] {
-        let error = Engine::new(&model, &common::cpu(), &Default::default(), &options).unwrap_err().to_string();
+        let error =
+            Engine::new(&model, &common::cpu(), &Default::default(), &options).unwrap_err().to_string();
         assert!(error.contains(words), "{options:?}: {error}");
     }
     for cache in [CacheType::F16, CacheType::F32, CacheType::Q8_0] {

@@ -50,19 +50,21 @@ fn gguf(entries: &[(&str, Value)]) -> Vec<u8> {
     out
 }
 
-const GOOD: &[(&str, fn() -> Value)] = &[
-    ("tokenizer.ggml.model", || Text("gpt2")),
-    ("tokenizer.ggml.pre", || Text("deepseek-v3")),
-    ("tokenizer.ggml.tokens", || Texts(vec![b"a", b"b", b"ab", b"<x>", b"[PAD4]"])),
-    ("tokenizer.ggml.token_type", || Numbers(vec![1, 1, 1, 3, 5])),
-    ("tokenizer.ggml.merges", || Texts(vec![b"a b"])),
-    ("tokenizer.ggml.bos_token_id", || Number(3)),
-];
+/// A file that is as it should be.
+fn good() -> Vec<(&'static str, Value)> {
+    vec![
+        ("tokenizer.ggml.model", Text("gpt2")),
+        ("tokenizer.ggml.pre", Text("deepseek-v3")),
+        ("tokenizer.ggml.tokens", Texts(vec![b"a", b"b", b"ab", b"<x>", b"[PAD4]"])),
+        ("tokenizer.ggml.token_type", Numbers(vec![1, 1, 1, 3, 5])),
+        ("tokenizer.ggml.merges", Texts(vec![b"a b"])),
+        ("tokenizer.ggml.bos_token_id", Number(3)),
+    ]
+}
 
 /// What becomes of the good file with one key replaced, added or (`None`) left out.
 fn open(key: &str, value: Option<Value>) -> Result<Tokenizer, TokenizerError> {
-    let mut entries: Vec<(&str, Value)> =
-        GOOD.iter().filter(|(name, _)| *name != key).map(|(name, value)| (*name, value())).collect();
+    let mut entries: Vec<(&str, Value)> = good().into_iter().filter(|(name, _)| *name != key).collect();
     entries.extend(value.map(|value| (key, value)));
     let checkpoint = Checkpoint::from_bytes(Path::new("bad.gguf"), Arc::new(gguf(&entries))).unwrap();
     let Keys::Gguf(metadata) = checkpoint.keys() else { unreachable!("a GGUF file") };

@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: two registers for each vector.
 
-use super::{Isa, Level, Task};
+use super::{Isa, Level, Task, first_scale};
 use std::arch::x86_64::*;
 
 /// Proof that the processor has the instructions.
@@ -397,12 +397,16 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn mul_w(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_mullo_epi16(a, b) }
+    }
+
+    #[inline(always)]
     fn dot_scaled<const SUB: usize>(self, acc: I, q: I, a: I, scales: __m256i, chunk: usize) -> I {
         unsafe {
             // The 128-bit half of the scales that this chunk uses, in both lanes; then each 16-bit lane of the
             // products picks its scale: `at` scales into that half.
-            let per_chunk = 64 / SUB;
-            let first = chunk * per_chunk;
+            let first = first_scale(SUB, chunk);
             let half = if first < 8 {
                 _mm256_permute2x128_si256::<0x00>(scales, scales)
             } else {
@@ -428,7 +432,7 @@ impl Isa for Avx2 {
     fn spread<const SUB: usize>(self, scales: __m256i, chunk: usize) -> I {
         let mut lanes = [0i16; 16];
         unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), scales) };
-        let at = |quarter: usize| i32::from(lanes[chunk * (64 / SUB) + quarter * 16 / SUB]);
+        let at = |quarter: usize| i32::from(lanes[first_scale(SUB, chunk) + quarter * 16 / SUB]);
         let half = |low: i32, high: i32| unsafe {
             _mm256_inserti128_si256::<1>(_mm256_set1_epi32(low), _mm_set1_epi32(high))
         };
@@ -449,6 +453,20 @@ impl Isa for Avx2 {
             _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd))
         };
         [half(0), half(1)]
+    }
+
+    #[inline(always)]
+    fn transpose_quads(self, x: [I; 4]) -> [I; 4] {
+        unsafe {
+            let even = |h: usize, a: usize| _mm256_permute2x128_si256::<0x20>(x[a][h], x[a + 1][h]);
+            let odd = |h: usize, a: usize| _mm256_permute2x128_si256::<0x31>(x[a][h], x[a + 1][h]);
+            [
+                [even(0, 0), even(0, 2)],
+                [odd(0, 0), odd(0, 2)],
+                [even(1, 0), even(1, 2)],
+                [odd(1, 0), odd(1, 2)],
+            ]
+        }
     }
 
     #[inline(always)]

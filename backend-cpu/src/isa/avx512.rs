@@ -1,6 +1,6 @@
 //! AVX-512 (F, BW, VL, DQ, VNNI): one register for each vector.
 
-use super::{Isa, Level, Task};
+use super::{Isa, Level, Task, first_scale};
 use std::arch::x86_64::*;
 
 /// Proof that the processor has the instructions.
@@ -310,6 +310,11 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn mul_w(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_mullo_epi16(a, b) }
+    }
+
+    #[inline(always)]
     fn dot_scaled<const SUB: usize>(
         self,
         acc: __m512i,
@@ -319,11 +324,11 @@ impl Isa for Avx512 {
         chunk: usize,
     ) -> __m512i {
         unsafe {
-            // Lane l of 32 takes scale `chunk × 64 / SUB + 2l / SUB`.
+            // Lane l of 32 takes the scale of bytes 2l and 2l + 1.
             let each = if SUB == 16 { SPREAD_16.as_ptr() } else { SPREAD_32.as_ptr() };
             let index = _mm512_add_epi16(
                 _mm512_loadu_si512(each.cast()),
-                _mm512_set1_epi16((chunk * (64 / SUB)) as i16),
+                _mm512_set1_epi16(first_scale(SUB, chunk) as i16),
             );
             let scales = _mm512_permutexvar_epi16(index, _mm512_castsi256_si512(scales));
             _mm512_dpwssd_epi32(acc, _mm512_maddubs_epi16(q, a), scales)
@@ -337,7 +342,7 @@ impl Isa for Avx512 {
             let each = if SUB == 16 { SPREAD_16_I32.as_ptr() } else { SPREAD_32_I32.as_ptr() };
             let index = _mm512_add_epi32(
                 _mm512_loadu_si512(each.cast()),
-                _mm512_set1_epi32((chunk * (64 / SUB)) as i32),
+                _mm512_set1_epi32(first_scale(SUB, chunk) as i32),
             );
             _mm512_permutexvar_epi32(index, lanes)
         }
@@ -357,6 +362,22 @@ impl Isa for Avx512 {
             let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
             let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
             _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+        }
+    }
+
+    #[inline(always)]
+    fn transpose_quads(self, x: [__m512i; 4]) -> [__m512i; 4] {
+        unsafe {
+            let low_01 = _mm512_shuffle_i32x4::<0b01_00_01_00>(x[0], x[1]);
+            let high_01 = _mm512_shuffle_i32x4::<0b11_10_11_10>(x[0], x[1]);
+            let low_23 = _mm512_shuffle_i32x4::<0b01_00_01_00>(x[2], x[3]);
+            let high_23 = _mm512_shuffle_i32x4::<0b11_10_11_10>(x[2], x[3]);
+            [
+                _mm512_shuffle_i32x4::<0b10_00_10_00>(low_01, low_23),
+                _mm512_shuffle_i32x4::<0b11_01_11_01>(low_01, low_23),
+                _mm512_shuffle_i32x4::<0b10_00_10_00>(high_01, high_23),
+                _mm512_shuffle_i32x4::<0b11_01_11_01>(high_01, high_23),
+            ]
         }
     }
 
@@ -393,16 +414,7 @@ impl Isa for Avx512 {
             // Then a 4 × 4 transposition of the 128-bit lanes themselves.
             let [q0, q1, q2, q3] = quads;
             for j in 0..4 {
-                let lo_01 = _mm512_shuffle_i32x4::<0b01_00_01_00>(q0[j], q1[j]);
-                let hi_01 = _mm512_shuffle_i32x4::<0b11_10_11_10>(q0[j], q1[j]);
-                let lo_23 = _mm512_shuffle_i32x4::<0b01_00_01_00>(q2[j], q3[j]);
-                let hi_23 = _mm512_shuffle_i32x4::<0b11_10_11_10>(q2[j], q3[j]);
-                let columns = [
-                    _mm512_shuffle_i32x4::<0b10_00_10_00>(lo_01, lo_23),
-                    _mm512_shuffle_i32x4::<0b11_01_11_01>(lo_01, lo_23),
-                    _mm512_shuffle_i32x4::<0b10_00_10_00>(hi_01, hi_23),
-                    _mm512_shuffle_i32x4::<0b11_01_11_01>(hi_01, hi_23),
-                ];
+                let columns = self.transpose_quads([q0[j], q1[j], q2[j], q3[j]]);
                 for (l, column) in columns.into_iter().enumerate() {
                     _mm512_storeu_si512(to.add((4 * l + j) * 64).cast(), column);
                 }

@@ -140,8 +140,9 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// 16 × i8, the first in the lowest byte, widened.
     fn widen(self, bytes: u128) -> Self::W;
     unsafe fn load_w(self, p: *const i16) -> Self::W;
-    /// Lane `i` gains `Σ q × a × s` of bytes `4i .. 4i + 4`, where `s` is the scale of the 16 bytes
-    /// (`SUB = 16`: lane `4 × chunk + i / 4` of `scales`) or 32 bytes (`SUB = 32`: lane `2 × chunk + i / 8`) they lie in.
+    fn mul_w(self, a: Self::W, b: Self::W) -> Self::W;
+    /// Lane `i` gains `Σ q × a × s` of bytes `4i .. 4i + 4`, where `s` is the scale of the 16 or 32 bytes they lie
+    /// in: lane [`first_scale`]`(SUB, chunk) + 4i / SUB` of `scales`.
     fn dot_scaled<const SUB: usize>(
         self,
         acc: Self::I,
@@ -157,11 +158,19 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// First half of summing 16 vectors at once: for four of them, the sum of each group of four lanes. Lane
     /// `4g + i` of the result is the sum of lanes `4g .. 4g + 4` of `x[i]`.
     fn sum_quads(self, x: [Self::I; 4]) -> Self::I;
-    /// Second half: of four results of `sum_quads`, the sums of lanes 0..8 and of lanes 8..16 of each of the 16
+    /// Second half, for sums of 16 bytes: lane `4g + i` of result `q` is lane `4q + i` of `x[g]`.
+    fn transpose_quads(self, x: [Self::I; 4]) -> [Self::I; 4];
+    /// Second half, for two sums: of four results of `sum_quads`, the sums of lanes 0..8 and of lanes 8..16 of each of the 16
     /// vectors, in their order.
     fn sum_halves(self, x: [Self::I; 4]) -> (Self::I, Self::I);
     /// `rows` are 64 bytes of 16 rows. Writes 1024 bytes: for each group of 4 columns, those 4 bytes of each row.
     unsafe fn store_transposed(self, rows: &[Self::B; 16], to: *mut u8);
+}
+
+/// The lane of the first scale of 64 values, among those of 256. Of groups of 16 there are four in each chunk, side
+/// by side. Of groups of 32 there are two, and four lanes of something else (the minima) follow each four.
+pub(crate) const fn first_scale(sub: usize, chunk: usize) -> usize {
+    if sub == 16 { 4 * chunk } else { 2 * chunk + chunk / 2 * 4 }
 }
 
 /// An instruction set by name, as `FATHOM_ISA` takes it.

@@ -1,6 +1,6 @@
 //! The instruction set that every processor has: plain loops over arrays. The oracle of the others.
 
-use super::{Isa, Level, Task};
+use super::{Isa, Level, Task, first_scale};
 use half::{bf16, f16};
 
 /// Plain Rust.
@@ -308,6 +308,11 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    fn mul_w(self, a: W, b: W) -> W {
+        std::array::from_fn(|i| a[i].wrapping_mul(b[i]))
+    }
+
+    #[inline(always)]
     fn dot_scaled<const SUB: usize>(self, acc: I, q: B, a: B, scales: W, chunk: usize) -> I {
         let dot = self.dot_u7([0; 16], q, a);
         self.add_i32(acc, self.mul_i32(dot, self.spread::<SUB>(scales, chunk)))
@@ -315,7 +320,7 @@ impl Isa for Portable {
 
     #[inline(always)]
     fn spread<const SUB: usize>(self, scales: W, chunk: usize) -> I {
-        std::array::from_fn(|i| i32::from(scales[chunk * (64 / SUB) + 4 * i / SUB]))
+        std::array::from_fn(|i| i32::from(scales[first_scale(SUB, chunk) + 4 * i / SUB]))
     }
 
     #[inline(always)]
@@ -329,6 +334,11 @@ impl Isa for Portable {
     #[inline(always)]
     fn sum_quads(self, x: [I; 4]) -> I {
         std::array::from_fn(|i| x[i % 4][i / 4 * 4..i / 4 * 4 + 4].iter().sum())
+    }
+
+    #[inline(always)]
+    fn transpose_quads(self, x: [I; 4]) -> [I; 4] {
+        std::array::from_fn(|q| std::array::from_fn(|i| x[i / 4][4 * q + i % 4]))
     }
 
     #[inline(always)]

@@ -119,6 +119,10 @@ impl Task for Everything {
             i(&mut out, s.fold_beside(p, w0, s.load_w(words.as_ptr().add(16))));
             let quads = s.sum_quads([p, q, s.add_i32(p, q), s.sub_i32(p, q)]);
             i(&mut out, quads);
+            for v in s.transpose_quads([quads, p, q, s.splat_i32(1)]) {
+                i(&mut out, v);
+            }
+            i(&mut out, s.dot_scaled::<16>(p, q7, a, s.mul_w(w1, s.load_w([3; 16].as_ptr())), 1));
             let (low, high) = s.sum_halves([quads, p, q, s.splat_i32(1)]);
             i(&mut out, low);
             i(&mut out, high);

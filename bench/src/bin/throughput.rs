@@ -239,7 +239,7 @@ struct RandomTokens {
 
 impl RandomTokens {
     fn draw(&mut self, count: usize) -> Vec<u32> {
-        (0..count).map(|_| (self.random.next() % self.size as u64) as u32).collect()
+        (0..count).map(|_| (self.random.bits() % self.size as u64) as u32).collect()
     }
 }
 

@@ -78,19 +78,19 @@ impl RunOptions {
 #[derive(Args, Clone, Debug)]
 pub struct SamplingOptions {
     /// Divides the logits before the draw; 0 takes the best token always
-    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    #[arg(long, value_name = "T", default_value_t = 0.7, allow_negative_numbers = true)]
     pub temperature: f32,
     /// Draw from the K best tokens; 0: from all
     #[arg(long, value_name = "K", default_value_t = 40)]
     pub top_k: usize,
     /// Draw from the fewest tokens whose probabilities sum to P
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     pub top_p: f32,
     /// Draw from tokens at least P times as likely as the best
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     pub min_p: f32,
     /// Makes recent tokens less likely; 1: does not
-    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
     pub repeat_penalty: f32,
     /// The same seed gives the same text [default: taken from the clock, and told]
     #[arg(long, value_name = "S")]

@@ -21,7 +21,7 @@ impl Random {
     }
 
     /// 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -33,17 +33,17 @@ impl Random {
     pub fn fill(&mut self, out: &mut [u8]) {
         let mut words = out.chunks_exact_mut(8);
         for word in &mut words {
-            word.copy_from_slice(&self.next().to_le_bytes());
+            word.copy_from_slice(&self.bits().to_le_bytes());
         }
         let rest = words.into_remainder();
         let len = rest.len();
-        rest.copy_from_slice(&self.next().to_le_bytes()[..len]);
+        rest.copy_from_slice(&self.bits().to_le_bytes()[..len]);
     }
 
     /// A number of the standard normal distribution (Box and Muller, 1958).
     pub fn normal(&mut self) -> f32 {
         let uniform = |bits: u64| ((bits >> 40) as f32 + 0.5) / (1u64 << 24) as f32;
-        let (radius, angle) = (uniform(self.next()), uniform(self.next()));
+        let (radius, angle) = (uniform(self.bits()), uniform(self.bits()));
         (-2.0 * radius.ln()).sqrt() * (TAU * angle).cos()
     }
 }
@@ -94,7 +94,7 @@ impl Weights {
         if !self.dtype.is_quantized() {
             // Five draws of 12 bits from one number.
             for values in out.chunks_mut(5 * block_bytes) {
-                let mut bits = random.next();
+                let mut bits = random.bits();
                 for value in values.chunks_exact_mut(block_bytes) {
                     let index = bits as usize % PALETTE * block_bytes;
                     value.copy_from_slice(&self.palette[index..index + block_bytes]);
@@ -105,7 +105,7 @@ impl Weights {
         }
         random.fill(out);
         for block in out.chunks_exact_mut(block_bytes) {
-            let index = random.next() as usize % PALETTE * 2;
+            let index = random.bits() as usize % PALETTE * 2;
             let factor = [self.palette[index], self.palette[index + 1]];
             set_scale(self.dtype, block, factor);
         }

@@ -126,7 +126,9 @@ impl<'a> Keys<'a> {
         scaling.check_fixed("partial_rotary_factor", &Fixed::Number(1.0))?;
         let base = match (self.number("rope_theta")?, self.new_rope()?) {
             (Some(base), _) => above(1.0, "rope_theta", base)?,
-            (None, Some(rope)) => above(1.0, "rope_parameters.rope_theta", rope.required_number("rope_theta")?)?,
+            (None, Some(rope)) => {
+                above(1.0, "rope_parameters.rope_theta", rope.required_number("rope_theta")?)?
+            }
             (None, None) => return Err(ConfigError::missing("rope_theta", "a number")),
         };
         let kind = scaling.text("rope_type")?.or(scaling.text("type")?).unwrap_or("default");
@@ -220,7 +222,12 @@ impl<'a> Keys<'a> {
             shared => dimension("n_shared_experts", shared.saturating_mul(width))?,
         };
         let experts = self.dimension("n_routed_experts")?;
-        Ok(MoeConfig { experts, width, shared_width, route: self.route(experts, gating, selection, notices)? })
+        Ok(MoeConfig {
+            experts,
+            width,
+            shared_width,
+            route: self.route(experts, gating, selection, notices)?,
+        })
     }
 
     fn route(
@@ -326,7 +333,9 @@ impl<'a> Keys<'a> {
             Fixed::Bool(value) => (found.as_bool() == Some(*value), value.to_string()),
             Fixed::Number(value) => (found.as_f64() == Some(*value), value.to_string()),
             Fixed::Text(value) => (found.as_str() == Some(*value), format!("`{value}`")),
-            Fixed::Absent => (false, "nothing (it belongs to an architecture that is not supported)".to_owned()),
+            Fixed::Absent => {
+                (false, "nothing (it belongs to an architecture that is not supported)".to_owned())
+            }
         };
         if fits { Ok(()) } else { Err(ConfigError::key(&self.full(key), expected, shown(found))) }
     }

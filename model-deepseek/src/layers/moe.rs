@@ -33,7 +33,10 @@ impl Weights {
         let (gate, up) = if weights.has(&fused) {
             // Of each expert, the gate's rows and then the up projection's.
             let both = weights.get(g, &fused, &[c.experts, 2 * c.width, d])?;
-            (weights.slice(g, &fused, both, 0..c.width)?, weights.slice(g, &fused, both, c.width..2 * c.width)?)
+            (
+                weights.slice(g, &fused, both, 0..c.width)?,
+                weights.slice(g, &fused, both, c.width..2 * c.width)?,
+            )
         } else {
             let shape = [c.experts, c.width, d];
             (weights.get(g, &name("gate_exps"), &shape)?, weights.get(g, &name("up_exps"), &shape)?)
@@ -49,7 +52,7 @@ impl Weights {
             down: weights.get(g, &name("down_exps"), &[c.experts, d, c.width])?,
             shared: match c.shared_width {
                 0 => None,
-                width => Some(dense::Weights::named(g, weights, layer, "_shexp", d, width)?),
+                width => Some(dense::Weights::named(g, weights, layer, dense::Kind::Shared, d, width)?),
             },
         })
     }
@@ -74,6 +77,6 @@ pub(super) fn build(
     let routed = g.combine_experts(&name("combine"), each, weights)?;
 
     let Some(shared) = &w.shared else { return Ok(routed) };
-    let shared = dense::build(g, shared, layer, "_shexp", x)?;
+    let shared = dense::build(g, shared, layer, dense::Kind::Shared, x)?;
     g.add(&name("out"), routed, shared)
 }

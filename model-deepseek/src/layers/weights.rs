@@ -17,7 +17,12 @@ impl NamedWeights<'_> {
     }
 
     /// The weight of this name, which must have this shape.
-    pub(crate) fn get(&self, g: &mut GraphBuilder, name: &str, shape: &[usize]) -> Result<Value, SourceError> {
+    pub(crate) fn get(
+        &self,
+        g: &mut GraphBuilder,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<Value, SourceError> {
         let info = self.0.required(name)?;
         Ok(g.weight(name, TensorDesc::new(checked(info, shape)?, Shape::fixed(shape))))
     }
@@ -40,7 +45,8 @@ impl NamedWeights<'_> {
         range: Range<usize>,
     ) -> Result<Value, SourceError> {
         let info = self.0.required(name)?;
-        g.slice(weight, 1, range).map_err(|error| info.invalid("a tensor that can be sliced", error.to_string()))
+        g.slice(weight, 1, range)
+            .map_err(|error| info.invalid("a tensor that can be sliced", error.to_string()))
     }
 
     /// The matrices that attention absorbs: `k_b [heads, kv_lora_rank, nope]`, `v_b [heads, value, kv_lora_rank]`.
@@ -65,7 +71,8 @@ impl NamedWeights<'_> {
         let info = self.0.required(&name("kv_b"))?;
         let dtype = checked(info, &[c.heads * rows, c.kv_lora_rank])?;
         // The same bytes, one extent more.
-        let kv_b = g.weight(&name("kv_b"), TensorDesc::new(dtype, Shape::fixed(&[c.heads, rows, c.kv_lora_rank])));
+        let kv_b =
+            g.weight(&name("kv_b"), TensorDesc::new(dtype, Shape::fixed(&[c.heads, rows, c.kv_lora_rank])));
         let v_b = self.slice(g, &name("kv_b"), kv_b, c.nope..rows)?;
         let k_b = g.weight(&name("k_b"), TensorDesc::new(derived_dtype(dtype), Shape::fixed(&k_shape)));
         Ok((k_b, v_b))

@@ -65,7 +65,9 @@ impl Engine {
             Some(end) if end >= HEADER => &bytes[..end],
             _ => {
                 let expected = format!("at least {} bytes", HEADER + TRAILER);
-                return Err(SessionError::Saved { what: "size", expected, found: bytes.len().to_string() }.into());
+                return Err(
+                    SessionError::Saved { what: "size", expected, found: bytes.len().to_string() }.into()
+                );
             }
         };
         expect("header", format!("{MAGIC:?}"), format!("{:?}", &bytes[..8]))?;
@@ -126,7 +128,10 @@ fn precision_id(precision: Precision) -> u32 {
 }
 
 fn named(names: &[(u32, String)], id: u32) -> String {
-    names.iter().find(|(known, _)| *known == id).map_or_else(|| format!("number {id}"), |(_, name)| name.clone())
+    names
+        .iter()
+        .find(|(known, _)| *known == id)
+        .map_or_else(|| format!("number {id}"), |(_, name)| name.clone())
 }
 
 fn checksum(bytes: &[u8]) -> u64 {

@@ -31,8 +31,12 @@ pub fn shared_models() -> Option<PathBuf> {
     None
 }
 
+/// Two threads, and the instruction set that `FATHOM_ISA` or the processor says.
 pub fn cpu() -> Devices {
-    let options = CpuOptions { threads: Some(2), ..CpuOptions::from_env().unwrap() };
+    cpu_with(CpuOptions { threads: Some(2), ..CpuOptions::from_env().unwrap() })
+}
+
+pub fn cpu_with(options: CpuOptions) -> Devices {
     Devices::new(vec![Arc::new(CpuDevice::new(options).unwrap())])
 }
 
@@ -101,7 +105,8 @@ impl Difference {
         };
         let rows = || reference.chunks(vocabulary).zip(found.chunks(vocabulary));
         let (error, power) = parts(reference, found);
-        let mut by_row: Vec<f64> = rows().map(|(a, b)| parts(a, b)).map(|(error, power)| error / power).collect();
+        let mut by_row: Vec<f64> =
+            rows().map(|(a, b)| parts(a, b)).map(|(error, power)| error / power).collect();
         by_row.sort_by(f64::total_cmp);
         Difference {
             nmse: error / power,

@@ -200,7 +200,8 @@ impl Shape {
             matrix(&mut file, "output.weight", &[self.vocabulary, self.d]);
         }
         for layer in 0..self.layers {
-            let mut add = |part: &str, shape: &[usize]| matrix(&mut file, &format!("blk.{layer}.{part}"), shape);
+            let mut add =
+                |part: &str, shape: &[usize]| matrix(&mut file, &format!("blk.{layer}.{part}"), shape);
             let queries = self.heads * (self.nope + self.rope);
             if self.q_lora > 0 {
                 add("attn_q_a.weight", &[self.q_lora, self.d]);
@@ -238,21 +239,23 @@ impl Shape {
             add("ffn_down_exps.weight", &[self.experts, self.d, self.expert_width]);
         }
         let mut random = Random(99);
-        let mut norm = |name: &str, n: usize| {
-            let values: Vec<f32> = (0..n).map(|_| 1.0 + 0.2 * random.next()).collect();
+        let mut vector = |file: &mut File, name: &str, n: usize, centre: f32| {
+            let values: Vec<f32> = (0..n).map(|_| centre + 0.2 * random.next()).collect();
             file.tensor(name, DType::F32, &[n], &values);
         };
-        norm("output_norm.weight", self.d);
+        vector(&mut file, "output_norm.weight", self.d, 1.0);
         for layer in 0..self.layers {
-            norm(&format!("blk.{layer}.attn_norm.weight"), self.d);
-            norm(&format!("blk.{layer}.ffn_norm.weight"), self.d);
-            norm(&format!("blk.{layer}.attn_kv_a_norm.weight"), self.kv_lora);
+            let mut add = |part: &str, n: usize, centre: f32| {
+                vector(&mut file, &format!("blk.{layer}.{part}"), n, centre);
+            };
+            add("attn_norm.weight", self.d, 1.0);
+            add("ffn_norm.weight", self.d, 1.0);
+            add("attn_kv_a_norm.weight", self.kv_lora, 1.0);
             if self.q_lora > 0 {
-                norm(&format!("blk.{layer}.attn_q_a_norm.weight"), self.q_lora);
+                add("attn_q_a_norm.weight", self.q_lora, 1.0);
             }
             if self.bias && layer >= self.dense {
-                let values: Vec<f32> = (0..self.experts).map(|e| 0.02 * ((e * 7 % 11) as f32 - 5.0)).collect();
-                file.tensor(&format!("blk.{layer}.exp_probs_b.bias"), DType::F32, &[self.experts], &values);
+                add("exp_probs_b.bias", self.experts, 0.0);
             }
         }
         file
@@ -371,9 +374,10 @@ impl Reference<'_> {
                 let q = [q[..s.nope].to_vec(), self.rotate(&q[s.nope..], position)].concat();
                 let scores: Row = past.iter().map(|heads| scale * dot(&q, &heads[h].0)).collect();
                 let weights = softmax(&scores);
-                values.extend((0..s.value).map(|i| {
-                    weights.iter().zip(&past).map(|(w, heads)| w * heads[h].1[i]).sum::<f64>()
-                }));
+                values.extend(
+                    (0..s.value)
+                        .map(|i| weights.iter().zip(&past).map(|(w, heads)| w * heads[h].1[i]).sum::<f64>()),
+                );
             }
             out.push(times(&output, &values));
         }
@@ -384,14 +388,19 @@ impl Reference<'_> {
         let s = self.shape;
         let name = |part: &str| format!("blk.{layer}.{part}");
         let scores = times(&self.rows(&name("ffn_gate_inp.weight")), x);
-        let p = if s.sigmoid { scores.iter().map(|v| 1.0 / (1.0 + (-v).exp())).collect() } else { softmax(&scores) };
+        let p = if s.sigmoid {
+            scores.iter().map(|v| 1.0 / (1.0 + (-v).exp())).collect()
+        } else {
+            softmax(&scores)
+        };
         let mut choice = p.clone();
         if self.has(&name("exp_probs_b.bias")) {
             choice.iter_mut().zip(&self.rows(&name("exp_probs_b.bias"))[0]).for_each(|(c, b)| *c += b);
         }
         let per_group = s.experts / s.groups;
         if s.groups > 1 {
-            let two_best: Row = choice.chunks(per_group).map(|g| best(g, 2).iter().map(|i| g[*i]).sum()).collect();
+            let two_best: Row =
+                choice.chunks(per_group).map(|g| best(g, 2).iter().map(|i| g[*i]).sum()).collect();
             let kept = best(&two_best, s.groups_used);
             for (expert, choice) in choice.iter_mut().enumerate() {
                 if !kept.contains(&(expert / per_group)) {
@@ -433,7 +442,9 @@ impl Reference<'_> {
             add_to(&mut xs, &ys);
             let ys: Vec<Row> = norm(&xs, "ffn_norm")
                 .iter()
-                .map(|x| if layer < self.shape.dense { self.swiglu(layer, "", x) } else { self.experts(layer, x) })
+                .map(|x| {
+                    if layer < self.shape.dense { self.swiglu(layer, "", x) } else { self.experts(layer, x) }
+                })
                 .collect();
             add_to(&mut xs, &ys);
         }

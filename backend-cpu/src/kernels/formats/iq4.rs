@@ -36,7 +36,10 @@ impl KBlock for BlockIQ4_XS {
             let scale = u64::from(low >> (4 * group) & 15) | u64::from(high >> (2 * group) & 3) << 4;
             scales |= scale << (8 * group);
         }
-        u128::from(less_32(scales.into()) as u64)
+        // Twice four, and twice four.
+        let scales = less_32(scales.into());
+        let (first, second) = (scales & 0xFFFF_FFFF, scales >> 32 & 0xFFFF_FFFF);
+        first | first << 32 | second << 64 | second << 96
     }
 
     #[inline(always)]

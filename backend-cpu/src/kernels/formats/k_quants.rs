@@ -37,17 +37,16 @@ pub(super) fn less_32(bytes: u128) -> u128 {
     turned | (turned & BIT_5) << 1 | (turned & BIT_5) << 2
 }
 
-/// The 8 scales and 8 minima of [`backend_api::format::k_scales_mins`], four at a time.
+/// The scales and minima of [`backend_api::format::k_scales_mins`], four at a time: scales and minima of groups 0
+/// to 3, then of groups 4 to 7.
 #[inline(always)]
-fn scales_minima(packed: &[u8; 12]) -> (u64, u64) {
-    let word = |i: usize| u32::from_le_bytes([packed[i], packed[i + 1], packed[i + 2], packed[i + 3]]);
-    let (scales, minima, low) = (word(0), word(4), word(8));
-    let (six, four, two) = (0x3F3F_3F3F, 0x0F0F_0F0F, 0x0303_0303);
-    let both = |first: u32, second: u32| u64::from(first & six) | u64::from(second) << 32;
-    (
-        both(scales, low & four | (scales >> 6 & two) << 4),
-        both(minima, low >> 4 & four | (minima >> 6 & two) << 4),
-    )
+fn scales_minima(packed: &[u8; 12]) -> u128 {
+    let [a, b, c, d, e, f, g, h, low @ ..] = *packed;
+    let (six, low) = (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from(u32::from_le_bytes(low)));
+    let four = (low | low << 28) & 0x0F0F_0F0F_0F0F_0F0F;
+    let first = six & 0x3F3F_3F3F_3F3F_3F3F;
+    let second = four | six >> 2 & 0x3030_3030_3030_3030;
+    u128::from(first) | u128::from(second) << 64
 }
 
 impl KBlock for BlockQ2_K {
@@ -124,12 +123,7 @@ impl KBlock for BlockQ4_K {
 
     #[inline(always)]
     fn scales(&self) -> u128 {
-        scales_minima(&self.scales).0.into()
-    }
-
-    #[inline(always)]
-    fn minima(&self) -> u128 {
-        scales_minima(&self.scales).1.into()
+        scales_minima(&self.scales)
     }
 
     #[inline(always)]
@@ -154,12 +148,7 @@ impl KBlock for BlockQ5_K {
 
     #[inline(always)]
     fn scales(&self) -> u128 {
-        scales_minima(&self.scales).0.into()
-    }
-
-    #[inline(always)]
-    fn minima(&self) -> u128 {
-        scales_minima(&self.scales).1.into()
+        scales_minima(&self.scales)
     }
 
     #[inline(always)]

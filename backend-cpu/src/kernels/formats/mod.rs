@@ -28,10 +28,13 @@ pub(crate) trait KBlock: Pod + Send + Sync {
         [0; 2]
     }
 
-    /// 16 × i8, the first in the lowest byte: scales of the groups, zeros after them.
+    /// 16 × i8, the first in the lowest byte. Of groups of 16: their scales. Of groups of 32: scales of groups 0 to
+    /// 3, minima of 0 to 3, scales of 4 to 7, minima of 4 to 7.
+    ///
+    /// Without minima the scales stand in for them, since `zero` weighs with the scales.
     fn scales(&self) -> u128;
 
-    /// Minima of the groups, zeros after them. Without minima: the scales, since `zero` weighs with them.
+    /// Of groups of 16: their minima, likewise.
     fn minima(&self) -> u128 {
         self.scales()
     }

@@ -1,8 +1,13 @@
-//! Activations rounded to 8 bits per block, beside quantised weights.
+//! Activations rounded to 8 bits, beside quantised weights.
 //!
-//! A block of 32 or 256 values (as long as the weights' blocks) becomes `d × q` with `d = max |x| / 127` in f32 and
-//! `q` rounded to nearest, ties to even. Sums of `q` are kept beside them: they weigh the weights' minima and
-//! zero points.
+//! Beside weights in blocks of 32, each 16 values become `d × q` with `d = max |x| / 127` in f32. Beside K-quants,
+//! each group of 16 or 32 values (as long as the weights' groups) becomes `d × s × q`, where `d` is one f32 for the
+//! block of 256 and `s` an integer from 1 to 7: so the whole block is still one integer dot product, and a group of
+//! small values keeps more of its digits than the block's largest value would leave it. Both are finer than the one
+//! scale for 32 or 256 values that the formats were made for.
+//!
+//! `q` is rounded to nearest, ties to even. Weighted sums of `q` are kept beside it: they meet the weights' minima
+//! and zero points.
 
 use crate::{
     builder::Builder,
@@ -10,23 +15,48 @@ use crate::{
     kernels::{Kernel, Scratch},
     tensor::Tensor,
 };
-use backend_api::{DType, Step};
+use backend_api::Step;
+
+/// Largest integer scale of a group: sums over a block stay below 2³¹ for every format.
+const LARGEST: i32 = 7;
+
+/// Values that share a scale beside weights in blocks of 32.
+const SMALL_GROUP: usize = 16;
 
 /// Where things lie in a row of quantised activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Layout {
     /// Values in a row.
     k: usize,
-    /// Values in a block.
+    /// Values in a block of the weights: 32 or 256.
     block: usize,
+    /// Values that share a scale.
+    group: usize,
 }
 
-/// i16 sums kept for a block of 256: 16 of 16 values, 8 of 32 values, 8 zeros.
-const K_SUMS: usize = 32;
+/// What a block of 256 has beside its quants.
+#[repr(C)]
+pub(crate) struct KScales {
+    /// `s` and `s × Σ q` of each group in the lanes of [`KBlock::scales`](crate::kernels::formats::KBlock::scales):
+    /// `s` beside scales, zero beside minima; and the other way round.
+    pub(crate) lanes: [i16; 16],
+    pub(crate) lane_sums: [i16; 16],
+    /// `s × Σ q` of each group.
+    pub(crate) sums: [i16; 16],
+    /// `s` of each group.
+    pub(crate) scales: [i32; 16],
+    pub(crate) d: f32,
+}
 
 impl Layout {
-    pub(crate) fn new(k: usize, weights: DType) -> Self {
-        Layout { k, block: weights.block_len() }
+    /// Beside blocks of 32.
+    pub(crate) fn small(k: usize) -> Self {
+        Layout { k, block: 32, group: SMALL_GROUP }
+    }
+
+    /// Beside blocks of 256 in groups of 16 or 32.
+    pub(crate) fn k_quants(k: usize, group: usize) -> Self {
+        Layout { k, block: 256, group }
     }
 
     /// Values in a row.
@@ -43,62 +73,52 @@ impl Layout {
         self.k.next_multiple_of(64)
     }
 
-    fn scales_at(self) -> usize {
-        self.padded()
-    }
-
-    fn sums_at(self) -> usize {
-        self.scales_at() + (4 * self.blocks()).next_multiple_of(64)
+    /// Bytes of what a block has beside its quants.
+    fn beside(self) -> usize {
+        if self.block == 256 { size_of::<KScales>() } else { size_of::<[f32; 3]>() }
     }
 
     /// Bytes of a row.
     pub(crate) fn row_bytes(self) -> usize {
-        let sums = if self.block == 256 { 2 * K_SUMS } else { 4 };
-        self.sums_at() + (sums * self.blocks()).next_multiple_of(64)
+        (self.padded() + self.blocks() * self.beside()).next_multiple_of(64)
     }
 }
 
 /// A row of quantised activations.
 #[derive(Clone, Copy)]
 pub(crate) struct Row {
-    base: *const u8,
-    scales: *const f32,
-    sums: *const u8,
+    quants: *const i8,
+    beside: *const u8,
 }
 
 impl Row {
     #[inline(always)]
-    pub(crate) fn new(base: *const u8, layout: Layout) -> Self {
-        let scales = base.wrapping_add(layout.scales_at()).cast();
-        Row { base, scales, sums: base.wrapping_add(layout.sums_at()) }
+    fn new(base: *const u8, layout: Layout) -> Self {
+        Row { quants: base.cast(), beside: base.wrapping_add(layout.padded()) }
     }
 
     /// Quants from value `index` on.
     #[inline(always)]
     pub(crate) fn quants(self, index: usize) -> *const i8 {
-        self.base.wrapping_add(index).cast()
+        self.quants.wrapping_add(index)
     }
 
     /// # Safety
-    /// The row is filled, and has this block.
+    /// The row is filled, and has this block of 256.
     #[inline(always)]
-    pub(crate) unsafe fn scale(self, block: usize) -> f32 {
+    pub(crate) unsafe fn k_scales<'a>(self, block: usize) -> &'a KScales {
         // SAFETY: the caller's.
-        unsafe { *self.scales.add(block) }
+        unsafe { &*self.beside.cast::<KScales>().add(block) }
     }
 
-    /// The 16 sums of a block of 256 for groups of 16 or 32 (then 8 are zero).
-    #[inline(always)]
-    pub(crate) fn group_sums(self, block: usize, group: usize) -> *const i16 {
-        self.sums.cast::<i16>().wrapping_add(K_SUMS * block + if group == 32 { 16 } else { 0 })
-    }
-
+    /// Of a block of 32: `d` of its halves, and the sum of its values.
+    ///
     /// # Safety
     /// The row is filled, and has this block of 32.
     #[inline(always)]
-    pub(crate) unsafe fn sum(self, block: usize) -> i32 {
+    pub(crate) unsafe fn small(self, block: usize) -> [f32; 3] {
         // SAFETY: the caller's.
-        unsafe { *self.sums.cast::<i32>().add(block) }
+        unsafe { *self.beside.cast::<[f32; 3]>().add(block) }
     }
 }
 
@@ -115,10 +135,10 @@ unsafe impl Send for Quantized {}
 unsafe impl Sync for Quantized {}
 
 impl Quantized {
-    /// `x` beside weights of this format: quantised once for all products of a program that use it.
-    pub(crate) fn of(x: &Tensor, weights: DType, builder: &mut Builder) -> Self {
-        let layout = Layout::new(x.width(), weights);
-        builder.shared(x, layout.block as u64, |builder| {
+    /// `x` in this layout: quantised once for all products of a program that use it.
+    pub(crate) fn of(x: &Tensor, layout: Layout, builder: &mut Builder) -> Self {
+        let variant = layout.block + layout.group;
+        builder.shared(x, variant as u64, |builder| {
             let rows = x.rows(&builder.capacity().full_step());
             let base = builder.scratch_buffer(rows * layout.row_bytes());
             let quantized = Quantized { base, layout };
@@ -148,54 +168,93 @@ impl Kernel for Quantize {
     }
 
     #[inline(always)]
-    unsafe fn run<S: Isa>(&self, isa: S, _step: &Step, task: usize, _scratch: &mut Scratch) {
+    unsafe fn run<S: Isa>(&self, s: S, _step: &Step, task: usize, _scratch: &mut Scratch) {
         let layout = self.to.layout;
         // SAFETY: the row of `x` has `k` values; the row at `to` has room for the layout.
         unsafe {
-            let from = self.x.row::<f32>(task);
+            let from = self.x.row::<f32>(task).cast_const();
             let to = self.to.base.add(task * layout.row_bytes());
             for index in layout.k..layout.padded() {
                 *to.add(index) = 0;
             }
-            let sums = to.add(layout.sums_at());
+            let beside = to.add(layout.padded());
             for block in 0..layout.blocks() {
-                let (x, q) = (from.add(block * layout.block), to.add(block * layout.block).cast::<i8>());
-                let d = match layout.block {
-                    32 => quantize::<S, 2>(isa, x, q),
-                    _ => quantize::<S, 16>(isa, x, q),
-                };
-                *to.add(layout.scales_at()).cast::<f32>().add(block) = d;
-                if layout.block == 32 {
-                    *sums.cast::<i32>().add(block) = (0..32).map(|i| i32::from(*q.add(i))).sum();
+                let at = block * layout.block;
+                let (x, q) = (from.add(at), to.add(at).cast());
+                if layout.block == 256 {
+                    *beside.cast::<KScales>().add(block) = match layout.group {
+                        16 => k_block::<S, 16>(s, x, q),
+                        _ => k_block::<S, 32>(s, x, q),
+                    };
                 } else {
-                    let sums = sums.cast::<i16>().add(K_SUMS * block);
-                    for group in 0..16 {
-                        *sums.add(group) = (0..16).map(|i| i16::from(*q.add(16 * group + i))).sum();
-                    }
-                    for group in 0..8 {
-                        *sums.add(16 + group) = *sums.add(2 * group) + *sums.add(2 * group + 1);
-                        *sums.add(24 + group) = 0;
-                    }
+                    *beside.cast::<[f32; 3]>().add(block) = small_block(s, x, q);
                 }
             }
         }
     }
 }
 
-/// Rounds `16 × N` values and returns their scale.
+/// Rounds 32 values.
 #[inline(always)]
-unsafe fn quantize<S: Isa, const N: usize>(s: S, x: *const f32, q: *mut i8) -> f32 {
-    // SAFETY: the caller owes `16 × N` readable values and writable bytes.
+unsafe fn small_block<S: Isa>(s: S, x: *const f32, q: *mut i8) -> [f32; 3] {
+    // SAFETY: the caller owes 32 readable values and writable bytes.
     unsafe {
-        let mut largest = s.splat(0.0);
-        for i in 0..N {
-            largest = s.max(s.abs(s.load(x.add(16 * i))), largest);
+        let mut d = [0.0; 2];
+        let mut sum = 0.0;
+        for (half, d) in d.iter_mut().enumerate() {
+            let at = SMALL_GROUP * half;
+            let x = s.load(x.add(at));
+            let largest = s.max_lane(s.abs(x));
+            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            *d = largest / 127.0;
+            s.store_i8(q.add(at), s.round_i32(s.mul(x, s.splat(inverse))));
+            sum += *d * sum_of(q.add(at), SMALL_GROUP) as f32;
         }
-        let largest = s.max_lane(largest);
-        let inverse = s.splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
-        for i in 0..N {
-            s.store_i8(q.add(16 * i), s.round_i32(s.mul(s.load(x.add(16 * i)), inverse)));
-        }
-        largest / 127.0
+        [d[0], d[1], sum]
     }
+}
+
+/// Rounds 256 values in groups.
+#[inline(always)]
+unsafe fn k_block<S: Isa, const GROUP: usize>(s: S, x: *const f32, q: *mut i8) -> KScales {
+    // SAFETY: the caller owes 256 readable values and writable bytes.
+    unsafe {
+        let mut largest = [0.0f32; 16];
+        let mut overall = 0.0f32;
+        for (group, largest) in largest.iter_mut().enumerate().take(256 / GROUP) {
+            let mut lanes = s.splat(0.0);
+            for i in (0..GROUP).step_by(16) {
+                lanes = s.max(s.abs(s.load(x.add(GROUP * group + i))), lanes);
+            }
+            *largest = s.max_lane(lanes);
+            overall = if *largest > overall { *largest } else { overall };
+        }
+        let d = overall / (127 * LARGEST) as f32;
+        let mut to = KScales { lanes: [0; 16], lane_sums: [0; 16], sums: [0; 16], scales: [0; 16], d };
+        for (group, largest) in largest.into_iter().enumerate().take(256 / GROUP) {
+            // The smallest integer with which the group's largest value still fits (a hair's excess is cut off
+            // below), 1 for a group of zeros and beside NaN.
+            let scale = ((largest / overall * LARGEST as f32).ceil() as i32).clamp(1, LARGEST);
+            let step = d * scale as f32;
+            let inverse = s.splat(if step > 0.0 { 1.0 / step } else { 0.0 });
+            for i in (GROUP * group..GROUP * (group + 1)).step_by(16) {
+                let scaled = s.mul(s.load(x.add(i)), inverse);
+                let scaled = s.max(s.min(scaled, s.splat(127.0)), s.splat(-127.0));
+                s.store_i8(q.add(i), s.round_i32(scaled));
+            }
+            let sum = (scale * sum_of(q.add(GROUP * group), GROUP)) as i16;
+            let lane = if GROUP == 16 { group } else { group + group / 4 * 4 };
+            to.lanes[lane] = scale as i16;
+            to.lane_sums[if GROUP == 16 { lane } else { lane + 4 }] = sum;
+            to.sums[group] = sum;
+            to.scales[group] = scale;
+        }
+        to
+    }
+}
+
+#[inline(always)]
+unsafe fn sum_of(q: *const i8, n: usize) -> i32 {
+    // SAFETY: the caller owes `n` readable bytes.
+    (0..n).map(|i| i32::from(unsafe { *q.add(i) })).sum()
 }

@@ -17,7 +17,7 @@ use activations::Quantized;
 use backend_api::{DType, Precision};
 use float::{Decoded, FloatProduct, Stored};
 use pairing::{Groups, Pairing};
-use quantized::{OfK, OfSmall, Product, Weights};
+use quantized::{Dot, OfK, OfSmall, Product, Weights};
 use std::marker::PhantomData;
 
 /// `(w [m, k], x [n, k]) → [n, m]`.
@@ -85,7 +85,7 @@ fn product(
     }
     macro_rules! quantized {
         ($dot:ty) => {{
-            let activations = Quantized::of(&x, dtype, builder);
+            let activations = Quantized::of(&x, <$dot>::layout(x.width()), builder);
             let capacity = output.rows(&builder.capacity().full_step());
             let format = PhantomData::<$dot>;
             builder.push(Product { weights, activations, pairing, output, chunk, capacity, format })

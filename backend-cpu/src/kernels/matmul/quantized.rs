@@ -45,26 +45,36 @@ unsafe impl Send for Weights {}
 // SAFETY: as above.
 unsafe impl Sync for Weights {}
 
-/// 1 to 16 neighbouring rows of a matrix. Where there are fewer than 16, the last stands in for the others.
+/// 16 neighbouring rows of a matrix. Where there are fewer, the last stands in for the others.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows {
-    base: *const u8,
+    rows: [*const u8; LANES],
+    /// Bytes from a row to the one 16 rows later.
     stride: usize,
-    last: usize,
 }
 
 impl Rows {
     #[inline(always)]
-    fn block<B>(&self, row: usize, block: usize) -> *const B {
-        self.base.wrapping_add(row.min(self.last) * self.stride).cast::<B>().wrapping_add(block)
+    fn new(base: *const u8, stride: usize, count: usize) -> Self {
+        let mut rows = [base; LANES];
+        for (row, pointer) in rows.iter_mut().enumerate() {
+            *pointer = base.wrapping_add(row.min(count - 1) * stride);
+        }
+        Rows { rows, stride: LANES * stride }
     }
 
-    /// Asks for the same block of the next 16 rows: 16 interleaved streams are more than processors foresee.
+    #[inline(always)]
+    fn block<B>(&self, row: usize, block: usize) -> *const B {
+        self.rows[row].cast::<B>().wrapping_add(block)
+    }
+
+    /// Asks for the same blocks of the next 16 rows: 16 interleaved streams are more than processors foresee.
+    /// What is left over of a line, the next block asks for.
     #[inline(always)]
     fn prefetch<S: Isa, B>(&self, s: S, row: usize, block: usize) {
-        let next = self.block::<B>(row, block).cast::<u8>().wrapping_add(LANES * self.stride);
-        for line in (0..size_of::<B>()).step_by(64) {
-            s.prefetch(next.wrapping_add(line));
+        let next = self.block::<B>(row, block).cast::<u8>().wrapping_add(self.stride);
+        for line in 0..(size_of::<B>() / 64).max(1) {
+            s.prefetch(next.wrapping_add(64 * line));
         }
     }
 }
@@ -96,17 +106,20 @@ impl Panel {
 
 /// How 16 rows of a format meet activations.
 pub(crate) trait Dot: Send + Sync {
+    /// What activations look like beside the format.
+    fn layout(k: usize) -> Layout;
+
     /// 16 rows of weights with one row of activations.
     ///
     /// # Safety
     /// The rows hold `layout.k` values, and `a` is filled.
-    unsafe fn few<S: Isa>(s: S, rows: Rows, a: Row, layout: Layout) -> S::F;
+    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout) -> S::F;
 
     /// Fills the panel with the values `256 × index ..` of 16 rows; returns how many there are.
     ///
     /// # Safety
     /// The rows hold `layout.k` values.
-    unsafe fn unpack<S: Isa>(s: S, rows: Rows, index: usize, layout: Layout, panel: &mut Panel) -> usize;
+    unsafe fn unpack<S: Isa>(s: S, rows: &Rows, index: usize, layout: Layout, panel: &mut Panel) -> usize;
 
     /// Adds the panel's part to `sums[t]` for each of `T` rows of activations.
     ///
@@ -127,7 +140,8 @@ pub(crate) struct OfK<B>(PhantomData<B>);
 /// Formats of 32-value blocks.
 pub(crate) struct OfSmall<B>(PhantomData<B>);
 
-/// `Σ q × a × scale` of a block becomes its part of the sum. The same operations in `few` and `many`.
+/// What 256 values add to a sum, from `Σ q × a × scales` and from minima (or scales) `× a`. The same operations in
+/// `few` and `many`.
 #[inline(always)]
 fn k_part<S: Isa, B: KBlock>(s: S, dot: S::I, minima: S::I, d: S::F, dmin: S::F, a: f32, sum: S::F) -> S::F {
     let part = if B::MINIMA {
@@ -139,22 +153,24 @@ fn k_part<S: Isa, B: KBlock>(s: S, dot: S::I, minima: S::I, d: S::F, dmin: S::F,
     s.mul_add(part, s.splat(a), sum)
 }
 
+/// What 32 values add to a sum, from `Σ q × a` of their halves, and `d` of the halves and the sum of `a`.
 #[inline(always)]
 fn small_part<S: Isa, B: SmallBlock>(
     s: S,
-    dot: S::I,
-    a_sum: i32,
+    dots: [S::I; 2],
+    a: [f32; 3],
     d: S::F,
     m: S::F,
-    a: f32,
     sum: S::F,
 ) -> S::F {
-    let part = if B::MINIMA {
-        s.add(s.mul(d, s.to_f32(dot)), s.mul(m, s.splat(a_sum as f32)))
+    let part = s.mul(s.to_f32(dots[0]), s.splat(a[0]));
+    let part = s.mul_add(s.to_f32(dots[1]), s.splat(a[1]), part);
+    if B::MINIMA {
+        s.mul_add(m, s.splat(a[2]), s.mul_add(part, d, sum))
     } else {
-        s.mul(d, s.to_f32(s.sub_i32(dot, s.splat_i32(B::zero::<S>() * a_sum))))
-    };
-    s.mul_add(part, s.splat(a), sum)
+        let zero = s.splat(B::zero::<S>() as f32 * a[2]);
+        s.mul_add(s.sub(part, zero), d, sum)
+    }
 }
 
 #[inline(always)]
@@ -163,14 +179,20 @@ fn dot<S: Isa>(s: S, signed: bool, sum: S::I, q: S::B, a: S::B) -> S::I {
 }
 
 impl<B: KBlock> Dot for OfK<B> {
+    fn layout(k: usize) -> Layout {
+        Layout::k_quants(k, B::GROUP)
+    }
+
     #[inline(always)]
-    unsafe fn few<S: Isa>(s: S, rows: Rows, a: Row, layout: Layout) -> S::F {
+    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout) -> S::F {
         // SAFETY: the caller's; block `b` of each row exists for `b < blocks`, and vectors of `a` are padded.
         unsafe {
             let mut sum = s.splat(0.0);
             for b in 0..layout.blocks() {
                 let values: [S::B; 4] = array!(4, |c| s.load_bytes(a.quants(256 * b + 64 * c).cast()));
-                let sums = s.load_w(a.group_sums(b, B::GROUP));
+                let beside = a.k_scales(b);
+                let a_scales = s.load_w(beside.lanes.as_ptr());
+                let a_sums = s.load_w(beside.lane_sums.as_ptr());
                 let (mut d, mut dmin) = ([0; LANES], [0; LANES]);
                 let quads: [S::I; 4] = array!(4, |g| {
                     s.sum_quads(array!(4, |i| {
@@ -178,7 +200,8 @@ impl<B: KBlock> Dot for OfK<B> {
                         rows.prefetch::<S, B>(s, 4 * g + i, b);
                         d[4 * g + i] = u16::from_le_bytes(block.d());
                         dmin[4 * g + i] = u16::from_le_bytes(block.dmin());
-                        let scales = s.widen(block.scales());
+                        let own = s.widen(block.scales());
+                        let scales = s.mul_w(own, a_scales);
                         let mut sum = s.splat_i32(0);
                         for (c, values) in values.into_iter().enumerate() {
                             let q = block.quants(s, c);
@@ -195,19 +218,20 @@ impl<B: KBlock> Dot for OfK<B> {
                                 }
                             };
                         }
-                        s.fold_beside(sum, s.widen(block.minima()), sums)
+                        let minima = if B::GROUP == 16 { s.widen(block.minima()) } else { own };
+                        s.fold_beside(sum, minima, a_sums)
                     }))
                 });
                 let (dot, minima) = s.sum_halves(quads);
                 let (d, dmin) = (s.load_f16(d.as_ptr()), s.load_f16(dmin.as_ptr()));
-                sum = k_part::<S, B>(s, dot, minima, d, dmin, a.scale(b), sum);
+                sum = k_part::<S, B>(s, dot, minima, d, dmin, beside.d, sum);
             }
             sum
         }
     }
 
     #[inline(always)]
-    unsafe fn unpack<S: Isa>(s: S, rows: Rows, index: usize, _layout: Layout, panel: &mut Panel) -> usize {
+    unsafe fn unpack<S: Isa>(s: S, rows: &Rows, index: usize, _layout: Layout, panel: &mut Panel) -> usize {
         let mut blocks: [*const B; LANES] = [std::ptr::null(); LANES];
         let (mut d, mut dmin) = ([0; LANES], [0; LANES]);
         for (row, block) in blocks.iter_mut().enumerate() {
@@ -216,10 +240,11 @@ impl<B: KBlock> Dot for OfK<B> {
             let block = unsafe { &**block };
             d[row] = u16::from_le_bytes(block.d());
             dmin[row] = u16::from_le_bytes(block.dmin());
-            for (group, scale) in block.scales().to_le_bytes().into_iter().enumerate().take(256 / B::GROUP) {
-                panel.scales[group][row] = i32::from(scale as i8);
-            }
-            for (group, min) in block.minima().to_le_bytes().into_iter().enumerate().take(256 / B::GROUP) {
+            let (scales, minima) = (block.scales().to_le_bytes(), block.minima().to_le_bytes());
+            for group in 0..256 / B::GROUP {
+                let lane = if B::GROUP == 16 { group } else { group + group / 4 * 4 };
+                let min = if B::GROUP == 16 { minima[lane] } else { scales[lane + 4] };
+                panel.scales[group][row] = i32::from(scales[lane] as i8);
                 panel.minima[group / 2][row][group % 2] = i16::from(min as i8);
             }
         }
@@ -245,6 +270,7 @@ impl<B: KBlock> Dot for OfK<B> {
     ) -> [S::F; T] {
         // SAFETY: the caller's; all indices into the panel are constants below its sizes.
         unsafe {
+            let beside = array!(T, |t| a[t].k_scales(index));
             let mut total = [s.splat_i32(0); T];
             for group in 0..256 / B::GROUP {
                 let mut part = [s.splat_i32(0); T];
@@ -257,6 +283,7 @@ impl<B: KBlock> Dot for OfK<B> {
                 }
                 let scale = s.load_i32(panel.scales[group].as_ptr());
                 for t in 0..T {
+                    let scale = s.mul_i32(scale, s.splat_i32(beside[t].scales[group]));
                     total[t] = s.add_i32(total[t], s.mul_i32(part[t], scale));
                 }
             }
@@ -266,19 +293,23 @@ impl<B: KBlock> Dot for OfK<B> {
                 if B::MINIMA || B::zero::<S>() != 0 {
                     for pair in 0..128 / B::GROUP {
                         let weights = s.load_bytes(panel.minima[pair].as_ptr().cast());
-                        let values = s.splat_4(a[t].group_sums(index, B::GROUP).add(2 * pair).cast());
+                        let values = s.splat_4(beside[t].sums.as_ptr().add(2 * pair).cast());
                         minima = s.dot_i16(minima, weights, values);
                     }
                 }
-                k_part::<S, B>(s, total[t], minima, d, dmin, a[t].scale(index), sums[t])
+                k_part::<S, B>(s, total[t], minima, d, dmin, beside[t].d, sums[t])
             })
         }
     }
 }
 
 impl<B: SmallBlock> Dot for OfSmall<B> {
+    fn layout(k: usize) -> Layout {
+        Layout::small(k)
+    }
+
     #[inline(always)]
-    unsafe fn few<S: Isa>(s: S, rows: Rows, a: Row, layout: Layout) -> S::F {
+    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout) -> S::F {
         // SAFETY: the caller's; of an odd last block, the pair's second half is the same block beside zeros.
         unsafe {
             let mut sum = s.splat(0.0);
@@ -292,20 +323,19 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
                         let row = 4 * g + i;
                         let pair = [&*rows.block::<B>(row, first), &*rows.block::<B>(row, second)];
                         rows.prefetch::<S, [B; 2]>(s, row, first / 2);
-                        for (half, block) in pair.into_iter().enumerate() {
-                            d[half][row] = u16::from_le_bytes(block.d());
-                            m[half][row] = u16::from_le_bytes(block.m());
+                        for half in 0..2 {
+                            d[half][row] = u16::from_le_bytes(pair[half].d());
+                            m[half][row] = u16::from_le_bytes(pair[half].m());
                         }
                         dot(s, B::SIGNED, s.splat_i32(0), B::quants(s, pair), values)
                     }))
                 });
-                let dots = s.sum_halves(quads);
-                let scale = |half: &[u16; LANES]| s.load_f16(half.as_ptr());
-                let (sum_a, scale_a) = (a.sum(first), a.scale(first));
-                sum = small_part::<S, B>(s, dots.0, sum_a, scale(&d[0]), scale(&m[0]), scale_a, sum);
+                let [q0, q1, q2, q3] = s.transpose_quads(quads);
+                let (d0, m0) = (s.load_f16(d[0].as_ptr()), s.load_f16(m[0].as_ptr()));
+                sum = small_part::<S, B>(s, [q0, q1], a.small(first), d0, m0, sum);
                 if second > first {
-                    let (sum_a, scale_a) = (a.sum(second), a.scale(second));
-                    sum = small_part::<S, B>(s, dots.1, sum_a, scale(&d[1]), scale(&m[1]), scale_a, sum);
+                    let (d1, m1) = (s.load_f16(d[1].as_ptr()), s.load_f16(m[1].as_ptr()));
+                    sum = small_part::<S, B>(s, [q2, q3], a.small(second), d1, m1, sum);
                 }
             }
             sum
@@ -313,7 +343,7 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
     }
 
     #[inline(always)]
-    unsafe fn unpack<S: Isa>(s: S, rows: Rows, index: usize, layout: Layout, panel: &mut Panel) -> usize {
+    unsafe fn unpack<S: Isa>(s: S, rows: &Rows, index: usize, layout: Layout, panel: &mut Panel) -> usize {
         let blocks = (layout.blocks() - 8 * index).min(8);
         for b in 0..blocks {
             let (mut d, mut m) = ([0; LANES], [0; LANES]);
@@ -351,18 +381,18 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
         // SAFETY: the caller's; `n <= 256`.
         unsafe {
             for b in 0..n / 32 {
-                let mut part = [s.splat_i32(0); T];
+                let mut halves = [[s.splat_i32(0); 2]; T];
                 for four in 0..8 {
                     let at = 32 * b + 4 * four;
                     let q = s.load_bytes(panel.quants.as_ptr().add(LANES * at));
                     for t in 0..T {
-                        part[t] = dot(s, B::SIGNED, part[t], q, s.splat_4(a[t].quants(256 * index + at)));
+                        let half = &mut halves[t][four / 4];
+                        *half = dot(s, B::SIGNED, *half, q, s.splat_4(a[t].quants(256 * index + at)));
                     }
                 }
                 let (d, m) = (s.load(panel.d[b].as_ptr()), s.load(panel.m[b].as_ptr()));
                 for t in 0..T {
-                    let (sum, scale) = (a[t].sum(8 * index + b), a[t].scale(8 * index + b));
-                    sums[t] = small_part::<S, B>(s, part[t], sum, d, m, scale, sums[t]);
+                    sums[t] = small_part::<S, B>(s, halves[t], a[t].small(8 * index + b), d, m, sums[t]);
                 }
             }
             sums
@@ -419,18 +449,16 @@ impl<D: Dot + 'static> Kernel for Product<D> {
             let Some(problem) = self.pairing.problem(task / chunks, entries) else { return };
             let first = task % chunks * self.chunk;
             let matrix = base.add(problem.matrix * matrix_stride);
-            let lanes = |row: usize| Rows {
-                base: matrix.add(row * row_stride),
-                stride: row_stride,
-                last: (rows - row).min(LANES) - 1,
-            };
+            let lanes =
+                |row: usize| Rows::new(matrix.add(row * row_stride), row_stride, (rows - row).min(LANES));
             let groups = (first..rows.min(first + self.chunk)).step_by(LANES);
             if problem.count < PANEL_ROWS {
                 for row in groups {
+                    let lanes = lanes(row);
                     for index in 0..problem.count {
                         let entry = problem.output(index);
                         let a = self.activations.row(problem.input(entry));
-                        self.store(s, entry, row, D::few(s, lanes(row), a, layout));
+                        self.store(s, entry, row, D::few(s, &lanes, a, layout));
                     }
                 }
                 return;
@@ -447,8 +475,9 @@ impl<D: Dot + 'static> Kernel for Product<D> {
                 for index in 0..problem.count {
                     sums.add(index).write([0.0; LANES]);
                 }
+                let lanes = lanes(row);
                 for part in 0..layout.k().div_ceil(PANEL_K) {
-                    let n = D::unpack(s, lanes(row), part, layout, panel);
+                    let n = D::unpack(s, &lanes, part, layout, panel);
                     let mut index = 0;
                     while index < problem.count {
                         let left = problem.count - index;

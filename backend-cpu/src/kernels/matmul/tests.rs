@@ -155,6 +155,10 @@ fn integer_products_are_the_same_bits_in_all_fused_instruction_sets() {
         return;
     }
     for dtype in DType::WEIGHTS {
+        // VNNI takes unsigned weights only; what that adds is subtracted in f32 for blocks of 32.
+        if matches!(dtype, DType::Q8_0 | DType::IQ4_NL) {
+            continue;
+        }
         let case = Case { dtype, matrices: 1, m: 20, k: 512 };
         let (bytes, _) = case.weights();
         let x = numbers(8 * 512, 3);

@@ -7,7 +7,7 @@ use bench::cli::{
     self, DeviceOptions, Failure, OpenDevices, Rate, RunOptions, SamplingOptions, loaded, opened, print_json,
 };
 use clap::Parser;
-use model_deepseek::{Engine, Model, Sampler, tokenizer::Special};
+use model_deepseek::{Engine, Model, Sampler, Stop, tokenizer::Special};
 use serde::Serialize;
 use std::{
     fs,
@@ -140,6 +140,9 @@ fn write(options: &Options, engine: &Engine, mut sampler: Sampler, prompt: &Prom
     if options.json {
         let (prefill_tok_s, decode_tok_s) = (prefill.per_second(), decode.per_second());
         print_json(&Answer { text, tokens: generated.tokens, prefill_tok_s, decode_tok_s })?;
+    }
+    if generated.stop == Stop::Context {
+        eprintln!("notice: the context of {} tokens is full: give --ctx more", engine.context());
     }
     eprintln!("prefill: {prefill}; decode: {decode}");
     Ok(())

@@ -1,0 +1,273 @@
+//! One model in every form it is published in: the same bits come out.
+
+mod common;
+
+use backend_api::{DType, Discard, format};
+use common::{
+    embedded, engine, open,
+    random::{File, Shape},
+    shared_models,
+};
+use model_deepseek::{
+    Model, Options, Wanted,
+    source::{Checkpoint, Keys, gguf_writer::GgufWriter},
+};
+use safetensors::{Dtype, tensor::TensorView};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+const TOKENS: u32 = 20;
+
+/// Logits of a few tokens, and the tokens that then follow greedily, as bits.
+fn run(model: Model) -> (Vec<u32>, Vec<u32>) {
+    let vocabulary = model.config().vocabulary as u32;
+    let mut session = engine(&Arc::new(model), &Options::default()).session().unwrap();
+    let prompt: Vec<u32> = (0..TOKENS).map(|i| (i * 37 + 5) % vocabulary).collect();
+    let mut bits = Vec::new();
+    let mut each = |_, logits: &[f32]| bits.extend(logits.iter().map(|x| x.to_bits()));
+    session.feed_with(&prompt, Wanted::All, &mut each, &mut Discard).unwrap();
+    for _ in 0..20 {
+        let best = common::argmax(session.logits().unwrap()) as u32;
+        session.feed(&[best]).unwrap();
+    }
+    (bits, session.tokens()[TOKENS as usize..].to_vec())
+}
+
+fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+    let info = checkpoint.required(name).unwrap();
+    let (dtype, inner) = (info.runs().unwrap(), *info.shape.last().unwrap());
+    let mut values = vec![0.0; info.shape.iter().product()];
+    let bytes = checkpoint.load(name).unwrap();
+    for (row, out) in bytes.as_slice().chunks(dtype.row_bytes(inner)).zip(values.chunks_mut(inner)) {
+        format::decode(dtype, row, out);
+    }
+    values
+}
+
+/// `attn_kv_b` of a layer out of the split pair: of each head `nope` key rows, then the value rows.
+fn kv_b(checkpoint: &Checkpoint, layer: usize, heads: usize) -> (Vec<f32>, [usize; 2]) {
+    let name = |part: &str| format!("blk.{layer}.attn_{part}.weight");
+    let (k_b, v_b) = (values(checkpoint, &name("k_b")), values(checkpoint, &name("v_b")));
+    let latent = checkpoint.required(&name("k_b")).unwrap().shape[1];
+    let (nope, value) = (k_b.len() / heads / latent, v_b.len() / heads / latent);
+    let mut out = Vec::new();
+    for head in 0..heads {
+        let k = &k_b[head * latent * nope..][..latent * nope];
+        out.extend((0..nope).flat_map(|i| (0..latent).map(move |l| k[l * nope + i])));
+        out.extend(&v_b[head * value * latent..][..value * latent]);
+    }
+    (out, [heads * (nope + value), latent])
+}
+
+/// The same model as a file from before May 2025.
+fn as_legacy(checkpoint: &Checkpoint, heads: usize) -> Checkpoint {
+    let Keys::Gguf(metadata) = checkpoint.keys() else { panic!("a GGUF file has GGUF keys") };
+    let mut file = File::default();
+    let dropped = |key: &str| {
+        ["_mla", "key_length", "value_length", "head_count_kv"].iter().any(|end| key.ends_with(end))
+    };
+    file.writer.keys_of(metadata, |key| !dropped(key)).unwrap();
+    let length = |key: &str| metadata.get_u32(&format!("deepseek2.attention.{key}")).unwrap().unwrap();
+    file.key("deepseek2.attention.key_length", length("key_length_mla"));
+    file.key("deepseek2.attention.value_length", length("value_length_mla"));
+    file.key("deepseek2.attention.head_count_kv", heads as u32);
+    for info in checkpoint.tensors() {
+        let layer = info.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        match layer {
+            Some(layer) if info.name.ends_with("attn_k_b.weight") => {
+                let (values, shape) = kv_b(checkpoint, layer, heads);
+                file.tensor(&format!("blk.{layer}.attn_kv_b.weight"), info.runs().unwrap(), &shape, &values);
+            }
+            Some(_) if info.name.ends_with("attn_v_b.weight") => {}
+            _ => file.tensor(&info.name, info.runs().unwrap(), &info.shape, &values(checkpoint, &info.name)),
+        }
+    }
+    file.checkpoint()
+}
+
+/// The same model as Hugging Face publishes DeepSeek-V3.
+fn as_hugging_face(model: &Model, directory: &Path) {
+    let (checkpoint, config) = (model.checkpoint(), model.config());
+    let heads = config.attention.heads;
+    let mut tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    let mut put = |name: String, dtype: DType, shape: &[usize], values: &[f32]| {
+        let mut bytes = vec![0; dtype.row_bytes(values.len())];
+        format::encode(dtype, values, &mut bytes);
+        let dtype = if dtype == DType::F16 { Dtype::F16 } else { Dtype::F32 };
+        tensors.insert(name, (dtype, shape.to_vec(), bytes));
+    };
+    for info in checkpoint.tensors() {
+        let (dtype, data) = (info.runs().unwrap(), values(checkpoint, &info.name));
+        let Some(rest) = info.name.strip_prefix("blk.") else {
+            let name = match info.name.as_str() {
+                "token_embd.weight" => "model.embed_tokens.weight",
+                "output_norm.weight" => "model.norm.weight",
+                _ => "lm_head.weight",
+            };
+            put(name.to_owned(), dtype, &info.shape, &data);
+            continue;
+        };
+        let (layer, part) = rest.split_once('.').unwrap();
+        let (of, name) = match part.trim_end_matches(".weight") {
+            "attn_norm" => ("", "input_layernorm.weight"),
+            "ffn_norm" => ("", "post_attention_layernorm.weight"),
+            "attn_q" => ("self_attn.", "q_proj.weight"),
+            "attn_q_a" => ("self_attn.", "q_a_proj.weight"),
+            "attn_q_a_norm" => ("self_attn.", "q_a_layernorm.weight"),
+            "attn_q_b" => ("self_attn.", "q_b_proj.weight"),
+            "attn_kv_a_mqa" => ("self_attn.", "kv_a_proj_with_mqa.weight"),
+            "attn_kv_a_norm" => ("self_attn.", "kv_a_layernorm.weight"),
+            "attn_k_b" => {
+                let (data, shape) = kv_b(checkpoint, layer.parse().unwrap(), heads);
+                put(format!("model.layers.{layer}.self_attn.kv_b_proj.weight"), dtype, &shape, &data);
+                continue;
+            }
+            "attn_v_b" => continue,
+            "attn_output" => ("self_attn.", "o_proj.weight"),
+            "ffn_gate_inp" => ("mlp.", "gate.weight"),
+            "exp_probs_b.bias" => ("mlp.", "gate.e_score_correction_bias"),
+            other => {
+                let (kind, of) = match other.strip_prefix("ffn_").unwrap() {
+                    exps if exps.ends_with("_exps") => (exps.trim_end_matches("_exps"), None),
+                    shared if shared.ends_with("_shexp") => {
+                        (shared.trim_end_matches("_shexp"), Some("mlp.shared_experts."))
+                    }
+                    dense => (dense, Some("mlp.")),
+                };
+                let Some(of) = of else {
+                    let size = data.len() / info.shape[0];
+                    for (expert, data) in data.chunks(size).enumerate() {
+                        let name = format!("model.layers.{layer}.mlp.experts.{expert}.{kind}_proj.weight");
+                        put(name, dtype, &info.shape[1..], data);
+                    }
+                    continue;
+                };
+                put(format!("model.layers.{layer}.{of}{kind}_proj.weight"), dtype, &info.shape, &data);
+                continue;
+            }
+        };
+        put(format!("model.layers.{layer}.{of}{name}"), dtype, &info.shape, &data);
+    }
+    let views: Vec<(&String, TensorView<'_>)> = tensors
+        .iter()
+        .map(|(name, (dtype, shape, bytes))| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()))
+        .collect();
+    safetensors::serialize_to_file(views, None, &directory.join("model.safetensors")).unwrap();
+
+    let a = &config.attention;
+    let model_deepseek::config::FeedForward::Experts(moe) = config.feed_forward.last().unwrap() else {
+        panic!("the last layer has experts")
+    };
+    let model_deepseek::config::FeedForward::Dense { width } = config.feed_forward[0] else {
+        panic!("the first layer is dense")
+    };
+    let json = serde_json::json!({
+        "model_type": "deepseek_v3", "vocab_size": config.vocabulary, "hidden_size": config.embedding_length,
+        "num_hidden_layers": config.layers(), "first_k_dense_replace": 1, "intermediate_size": width,
+        "moe_intermediate_size": moe.width, "num_attention_heads": heads, "q_lora_rank": a.q_lora_rank,
+        "kv_lora_rank": a.kv_lora_rank, "qk_nope_head_dim": a.nope, "qk_rope_head_dim": a.rope.dims,
+        "v_head_dim": a.value, "n_routed_experts": moe.experts, "num_experts_per_tok": moe.route.used,
+        "n_shared_experts": moe.shared_width / moe.width, "n_group": moe.route.groups,
+        "topk_group": moe.route.groups_used, "norm_topk_prob": moe.route.renormalise,
+        "routed_scaling_factor": moe.route.scale, "rms_norm_eps": config.norm_eps, "rope_theta": a.rope.base,
+        "max_position_embeddings": config.context_length,
+    });
+    std::fs::write(directory.join("config.json"), json.to_string()).unwrap();
+}
+
+/// Writes the model in all forms and compares.
+fn check(modern: Checkpoint) {
+    let name = modern.path().to_owned();
+    let model = Model::new(modern).unwrap();
+    let heads = model.config().attention.heads;
+    let directory = tempfile::tempdir().unwrap();
+
+    let Keys::Gguf(metadata) = model.checkpoint().keys() else { panic!("a GGUF file has GGUF keys") };
+    let mut writer = GgufWriter::new();
+    writer.keys_of(metadata, |_| true).unwrap();
+    for info in model.checkpoint().tensors() {
+        writer.tensor(&info.name, common::random::ggml_type(info.runs().unwrap()), &info.shape).unwrap();
+    }
+    let copy = |tensor: &model_deepseek::source::gguf_writer::NewTensor, out: &mut dyn std::io::Write| {
+        out.write_all(model.checkpoint().load(&tensor.name).unwrap().as_slice())
+    };
+    let parts = writer.write_split(&directory.path().join("split"), 3, copy).unwrap();
+    let split = Model::open(&parts[1]).unwrap();
+    let legacy = Model::new(as_legacy(model.checkpoint(), heads)).unwrap();
+    let safetensors = tempfile::tempdir().unwrap();
+    as_hugging_face(&model, safetensors.path());
+    let hugging_face = Model::open(safetensors.path()).unwrap();
+    assert_eq!(hugging_face.config().attention, model.config().attention);
+
+    let expected = run(model);
+    for (form, model) in [("split", split), ("legacy", legacy), ("safetensors", hugging_face)] {
+        assert!(model.notices().is_empty(), "{form}: {:?}", model.notices());
+        assert!(run(model) == expected, "{}: {form}", name.display());
+    }
+}
+
+#[test]
+fn a_random_model() {
+    let shape = Shape { yarn: None, ..Shape::default() };
+    check(shape.file().checkpoint());
+}
+
+#[test]
+fn austen() {
+    let Some(models) = shared_models() else { return };
+    check(Checkpoint::open(&models.join("austen-f16.gguf")).unwrap());
+}
+
+/// What is not needed is named, what is needed and missing or wrong is an error before any weight is read.
+#[test]
+fn tensors_are_checked_at_open() {
+    let open = |change: &dyn Fn(&mut Shape), extra: &[(&str, &[usize])]| {
+        let mut shape = Shape::default();
+        change(&mut shape);
+        let mut file = shape.file();
+        for (name, extents) in extra {
+            file.tensor(name, DType::F32, extents, &vec![0.0; extents.iter().product()]);
+        }
+        Model::new(file.checkpoint())
+    };
+    let model =
+        open(&|_| (), &[("rope_freqs.weight", &[4]), ("blk.3.nextn.eh_proj.weight", &[64, 128])]).unwrap();
+    let notices = model.notices().join("\n");
+    assert!(notices.contains("1 tensors are not used: rope_freqs.weight"), "{notices}");
+    assert!(notices.contains("predict further tokens (from layer 3 on)"), "{notices}");
+
+    // A file whose keys say one thing and whose tensors another.
+    let wrong = |keys: Shape, tensors: Shape, words: &[&str]| {
+        let (from, mut file) = (tensors.file().checkpoint(), keys.keys());
+        for info in from.tensors() {
+            file.tensor(&info.name, info.runs().unwrap(), &info.shape, &values(&from, &info.name));
+        }
+        let error = Model::new(file.checkpoint()).err().unwrap().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    };
+    let base = Shape::default;
+    wrong(Shape { value: 25, ..base() }, base(), &["blk.0.attn_v_b.weight", "[3, 25, 32]", "[3, 24, 32]"]);
+    wrong(Shape { layers: 4, ..base() }, base(), &["blk.3.attn_norm.weight", "missing"]);
+    wrong(Shape { vocabulary: 97, ..base() }, base(), &["token_embd.weight", "[97, 64]", "[96, 64]"]);
+    wrong(Shape { experts: 32, ..base() }, base(), &["blk.1.", "[16, "]);
+    wrong(base(), Shape { shared: 0, ..base() }, &["blk.1.ffn_gate_shexp.weight", "missing"]);
+
+    // A type that has a name but does not run.
+    let file = Shape::default().file();
+    let mut bytes = file.bytes();
+    let name = b"blk.1.attn_output.weight";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len();
+    let type_id = at + 4 + 2 * 8;
+    assert_eq!(bytes[type_id], 1, "F16");
+    bytes[type_id] = 24; // I8, half as long
+    let checkpoint = Checkpoint::from_bytes(Path::new("random.gguf"), Arc::new(bytes)).unwrap();
+    let error = Model::new(checkpoint).err().unwrap().to_string();
+    assert!(["blk.1.attn_output.weight", "I8", "Q4_K"].iter().all(|word| error.contains(word)), "{error}");
+}
+
+#[test]
+fn the_embedded_model_opens_without_a_word() {
+    let model = open(&embedded());
+    assert!(model.notices().is_empty(), "{:?}", model.notices());
+    assert_eq!(model.config().layers(), 3);
+    assert!(model.tokenizer().unwrap().chat_template().is_some());
+}

@@ -311,7 +311,7 @@ fn bad_values_are_refused_by_name() {
     ];
     for (change, expected) in table {
         let key = format!("deepseek2.{}", change.0);
-        let error = read(&[change.clone()], &SPLIT).unwrap_err().to_string();
+        let error = read(std::slice::from_ref(&change), &SPLIT).unwrap_err().to_string();
         assert!(error.contains(&key) || key.contains("nextn"), "{change:?}: {error}");
         assert!(error.contains(expected), "{change:?}: {error}");
     }

@@ -45,7 +45,7 @@ fn shapes() -> Vec<Shape> {
 
 #[test]
 fn each_shape_computes_what_the_papers_say() {
-    // Past the original contexts, and more than one attention chunk of any device would see at once is not needed.
+    // Past the original contexts of YaRN.
     let tokens: Vec<u32> = (0..40).map(|i| (i * 37 + 11) % 96).collect();
     for shape in shapes() {
         let checkpoint = shape.file().checkpoint();

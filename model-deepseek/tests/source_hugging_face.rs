@@ -215,7 +215,8 @@ fn bad_directories_are_errors_that_say_where() {
     let norm_a = r#""model.norm.weight": "model-00001-of-00002.safetensors""#;
     let head_b = r#""lm_head.weight": "model-00002-of-00002.safetensors""#;
     let one = |tensors: &[Tensor]| vec![config("{}"), ("model.safetensors", weights(tensors))];
-    let cases: Vec<(&str, Vec<(&str, Vec<u8>)>, &[&str])> = vec![
+    type Files = Vec<(&'static str, Vec<u8>)>;
+    let cases: Vec<(&str, Files, &[&str])> = vec![
         ("empty", vec![], &["config.json with model*.safetensors", "GGUF", "none of them"]),
         ("config alone", vec![config("{}")], &["model*.safetensors", "none of them"]),
         ("weights alone", vec![("model.safetensors", weights(&[norm()]))], &["config.json", "none of them"]),

@@ -49,6 +49,25 @@ fn first(n: usize) -> I {
     }
 }
 
+/// Dword `j` of each 128-bit lane of four registers, side by side in result `j`.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn transpose_4(a: __m256i, b: __m256i, c: __m256i, d: __m256i) -> [__m256i; 4] {
+    // SAFETY: the caller's.
+    unsafe {
+        let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+        let (cd_low, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+        [
+            _mm256_unpacklo_epi64(ab_low, cd_low),
+            _mm256_unpackhi_epi64(ab_low, cd_low),
+            _mm256_unpacklo_epi64(ab_high, cd_high),
+            _mm256_unpackhi_epi64(ab_high, cd_high),
+        ]
+    }
+}
+
 // SAFETY (of every intrinsic below): a value of `Avx2` exists only where `new` found the features; pointers are
 // those that the caller of the method owes.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one argument for all, stated above")]
@@ -470,6 +489,13 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn transpose_lanes(self, x: [I; 4]) -> [I; 4] {
+        let half = |h: usize| unsafe { transpose_4(x[0][h], x[1][h], x[2][h], x[3][h]) };
+        let (low, high) = (half(0), half(1));
+        [[low[0], high[0]], [low[1], high[1]], [low[2], high[2]], [low[3], high[3]]]
+    }
+
+    #[inline(always)]
     fn sum_halves(self, x: [I; 4]) -> (I, I) {
         let half = |h: usize| {
             let pair = |a: __m256i, b: __m256i| unsafe {
@@ -488,21 +514,8 @@ impl Isa for Avx2 {
             for h in 0..2 {
                 unsafe {
                     let r = |i: usize| rows[8 * side + i][h];
-                    let quad = |i: usize| {
-                        let (ab_lo, ab_hi) =
-                            (_mm256_unpacklo_epi32(r(i), r(i + 1)), _mm256_unpackhi_epi32(r(i), r(i + 1)));
-                        let (cd_lo, cd_hi) = (
-                            _mm256_unpacklo_epi32(r(i + 2), r(i + 3)),
-                            _mm256_unpackhi_epi32(r(i + 2), r(i + 3)),
-                        );
-                        [
-                            _mm256_unpacklo_epi64(ab_lo, cd_lo),
-                            _mm256_unpackhi_epi64(ab_lo, cd_lo),
-                            _mm256_unpacklo_epi64(ab_hi, cd_hi),
-                            _mm256_unpackhi_epi64(ab_hi, cd_hi),
-                        ]
-                    };
-                    let (top, bottom) = (quad(0), quad(4));
+                    let top = transpose_4(r(0), r(1), r(2), r(3));
+                    let bottom = transpose_4(r(4), r(5), r(6), r(7));
                     for j in 0..4 {
                         let low = _mm256_permute2x128_si256::<0x20>(top[j], bottom[j]);
                         let high = _mm256_permute2x128_si256::<0x31>(top[j], bottom[j]);

@@ -382,6 +382,20 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn transpose_lanes(self, x: [__m512i; 4]) -> [__m512i; 4] {
+        unsafe {
+            let (ab_low, ab_high) = (_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+            let (cd_low, cd_high) = (_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
+            [
+                _mm512_unpacklo_epi64(ab_low, cd_low),
+                _mm512_unpackhi_epi64(ab_low, cd_low),
+                _mm512_unpacklo_epi64(ab_high, cd_high),
+                _mm512_unpackhi_epi64(ab_high, cd_high),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn sum_halves(self, x: [__m512i; 4]) -> (__m512i, __m512i) {
         // 0b10_00_10_00 takes the 128-bit lanes 0 and 2 of both operands, 0b11_01_11_01 the lanes 1 and 3.
         unsafe {
@@ -396,28 +410,13 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     unsafe fn store_transposed(self, rows: &[__m512i; 16], to: *mut u8) {
-        unsafe {
-            // Four rows at a time: a 4 × 4 transposition of dwords within each 128-bit lane. `quads[g][j]` then holds,
-            // in lane l, column 4l + j of rows 4g .. 4g + 4.
-            let mut quads = [[_mm512_setzero_si512(); 4]; 4];
-            for (g, quad) in quads.iter_mut().enumerate() {
-                let r = &rows[4 * g..4 * g + 4];
-                let (ab_lo, ab_hi) = (_mm512_unpacklo_epi32(r[0], r[1]), _mm512_unpackhi_epi32(r[0], r[1]));
-                let (cd_lo, cd_hi) = (_mm512_unpacklo_epi32(r[2], r[3]), _mm512_unpackhi_epi32(r[2], r[3]));
-                *quad = [
-                    _mm512_unpacklo_epi64(ab_lo, cd_lo),
-                    _mm512_unpackhi_epi64(ab_lo, cd_lo),
-                    _mm512_unpacklo_epi64(ab_hi, cd_hi),
-                    _mm512_unpackhi_epi64(ab_hi, cd_hi),
-                ];
-            }
-            // Then a 4 × 4 transposition of the 128-bit lanes themselves.
-            let [q0, q1, q2, q3] = quads;
-            for j in 0..4 {
-                let columns = self.transpose_quads([q0[j], q1[j], q2[j], q3[j]]);
-                for (l, column) in columns.into_iter().enumerate() {
-                    _mm512_storeu_si512(to.add((4 * l + j) * 64).cast(), column);
-                }
+        // `quads[g][j]` holds, in its 128-bit lane l, column 4l + j of rows 4g .. 4g + 4.
+        let quad = |g: usize| self.transpose_lanes([rows[g], rows[g + 1], rows[g + 2], rows[g + 3]]);
+        let quads = [quad(0), quad(4), quad(8), quad(12)];
+        for j in 0..4 {
+            let columns = self.transpose_quads([quads[0][j], quads[1][j], quads[2][j], quads[3][j]]);
+            for (l, column) in columns.into_iter().enumerate() {
+                unsafe { _mm512_storeu_si512(to.add((4 * l + j) * 64).cast(), column) }
             }
         }
     }

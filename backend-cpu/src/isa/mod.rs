@@ -160,6 +160,9 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn sum_quads(self, x: [Self::I; 4]) -> Self::I;
     /// Second half, for sums of 16 bytes: lane `4g + i` of result `q` is lane `4q + i` of `x[g]`.
     fn transpose_quads(self, x: [Self::I; 4]) -> [Self::I; 4];
+    /// Of four vectors, the lanes of equal place in their groups of four: lane `4g + h` of result `j` is lane `4g + j`
+    /// of `x[h]`.
+    fn transpose_lanes(self, x: [Self::I; 4]) -> [Self::I; 4];
     /// Second half, for two sums: of four results of `sum_quads`, the sums of lanes 0..8 and of lanes 8..16 of each of the 16
     /// vectors, in their order.
     fn sum_halves(self, x: [Self::I; 4]) -> (Self::I, Self::I);

@@ -342,6 +342,11 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    fn transpose_lanes(self, x: [I; 4]) -> [I; 4] {
+        std::array::from_fn(|j| std::array::from_fn(|i| x[i % 4][i / 4 * 4 + j]))
+    }
+
+    #[inline(always)]
     fn sum_halves(self, x: [I; 4]) -> (I, I) {
         let half = |at: usize| std::array::from_fn(|i| x[i / 4][at + i % 4] + x[i / 4][at + 4 + i % 4]);
         (half(0), half(8))

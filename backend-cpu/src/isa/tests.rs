@@ -119,6 +119,9 @@ impl Task for Everything {
             i(&mut out, s.fold_beside(p, w0, s.load_w(words.as_ptr().add(16))));
             let quads = s.sum_quads([p, q, s.add_i32(p, q), s.sub_i32(p, q)]);
             i(&mut out, quads);
+            for v in s.transpose_lanes([quads, p, q, s.splat_i32(1)]) {
+                i(&mut out, v);
+            }
             for v in s.transpose_quads([quads, p, q, s.splat_i32(1)]) {
                 i(&mut out, v);
             }

@@ -21,12 +21,15 @@ use super::{
     GgmlType, Place, SourceError, StoredType, TensorInfo,
     cursor::Cursor,
     error::{Flaw, clipped},
-    metadata::{skip_value, text},
+    value::{skip_value, text},
 };
 use backend_api::HostBytes;
 use std::{ops::Range, path::Path, sync::Arc};
 
-pub use super::metadata::{Array, MAX_ARRAY_DEPTH, Metadata, Value, ValueType};
+pub use super::{
+    metadata::Metadata,
+    value::{Array, MAX_ARRAY_DEPTH, Value, ValueType},
+};
 
 /// The largest `general.alignment` accepted. Files have 32.
 pub const MAX_ALIGNMENT: u64 = 1 << 20;

@@ -13,12 +13,15 @@ mod error;
 mod fp8;
 pub mod gguf;
 pub mod gguf_writer;
+mod hf_index;
 mod hf_names;
+mod hf_shards;
 mod hugging_face;
 mod map;
 mod metadata;
 mod safetensors;
 mod split;
+mod value;
 
 pub use backend_api::GgmlType;
 pub use error::{Place, SourceError};

@@ -6,7 +6,7 @@
 //! activations) give the same bits.
 
 use super::{
-    activations::{Layout, Quantized, Row},
+    activations::{KScales, Layout, Quantized, Row},
     pairing::Pairing,
 };
 use crate::{
@@ -47,11 +47,7 @@ unsafe impl Sync for Weights {}
 
 /// 16 neighbouring rows of a matrix. Where there are fewer, the last stands in for the others.
 #[derive(Clone, Copy)]
-pub(crate) struct Rows {
-    rows: [*const u8; LANES],
-    /// Bytes from a row to the one 16 rows later.
-    stride: usize,
-}
+pub(crate) struct Rows([*const u8; LANES]);
 
 impl Rows {
     #[inline(always)]
@@ -60,21 +56,66 @@ impl Rows {
         for (row, pointer) in rows.iter_mut().enumerate() {
             *pointer = base.wrapping_add(row.min(count - 1) * stride);
         }
-        Rows { rows, stride: LANES * stride }
+        Rows(rows)
     }
 
     #[inline(always)]
     fn block<B>(&self, row: usize, block: usize) -> *const B {
-        self.rows[row].cast::<B>().wrapping_add(block)
+        self.0[row].cast::<B>().wrapping_add(block)
+    }
+}
+
+/// What [`Dot::few`] keeps of each row until all 16 are read: integer sums of four blocks or chunks together, and
+/// the f16 scales of each block.
+///
+/// Weights are read row by row, as they lie in memory, since that is what processors foresee; but lanes are rows
+/// when sums are put together.
+#[derive(Clone, Copy)]
+struct Sums {
+    quads: *mut [i32; LANES],
+    scales: *mut [[u16; LANES]; 2],
+}
+
+impl Sums {
+    fn bytes(quads: usize, blocks: usize) -> usize {
+        LANES * quads * size_of::<[i32; LANES]>() + blocks * size_of::<[[u16; LANES]; 2]>()
     }
 
-    /// Asks for the same blocks of the next 16 rows: 16 interleaved streams are more than processors foresee.
-    /// What is left over of a line, the next block asks for.
     #[inline(always)]
-    fn prefetch<S: Isa, B>(&self, s: S, row: usize, block: usize) {
-        let next = self.block::<B>(row, block).cast::<u8>().wrapping_add(self.stride);
-        for line in 0..(size_of::<B>() / 64).max(1) {
-            s.prefetch(next.wrapping_add(64 * line));
+    fn new(memory: *mut u8, quads: usize) -> Self {
+        let quad = memory.cast::<[i32; LANES]>();
+        Sums { quads: quad, scales: quad.wrapping_add(LANES * quads).cast() }
+    }
+
+    #[inline(always)]
+    unsafe fn put<S: Isa>(&self, s: S, quad: usize, row: usize, sums: S::I) {
+        // SAFETY: the caller owes a quad and a row that there are.
+        unsafe { s.store_i32(self.quads.add(LANES * quad + row).cast(), sums) }
+    }
+
+    /// Of rows `row`, `4 + row`, `8 + row`, `12 + row`.
+    #[inline(always)]
+    unsafe fn four<S: Isa>(&self, s: S, quad: usize, row: usize) -> [S::I; 4] {
+        // SAFETY: as above.
+        array!(4, |g| unsafe { s.load_i32(self.quads.add(LANES * quad + 4 * g + row).cast_const().cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn put_scales(&self, block: usize, row: usize, d: [u8; 2], m: [u8; 2]) {
+        // SAFETY: the caller owes a block and a row that there are.
+        unsafe {
+            let scales = &mut *self.scales.add(block);
+            scales[0][row] = u16::from_le_bytes(d);
+            scales[1][row] = u16::from_le_bytes(m);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<S: Isa>(&self, s: S, block: usize) -> (S::F, S::F) {
+        // SAFETY: as above.
+        unsafe {
+            let scales = &*self.scales.add(block);
+            (s.load_f16(scales[0].as_ptr()), s.load_f16(scales[1].as_ptr()))
         }
     }
 }
@@ -112,8 +153,11 @@ pub(crate) trait Dot: Send + Sync {
     /// 16 rows of weights with one row of activations.
     ///
     /// # Safety
-    /// The rows hold `layout.k` values, and `a` is filled.
-    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout) -> S::F;
+    /// The rows hold `layout.k` values, `a` is filled, and `memory` has [`few_bytes`](Dot::few_bytes).
+    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout, memory: *mut u8) -> S::F;
+
+    /// Bytes that `few` needs.
+    fn few_bytes(layout: Layout) -> usize;
 
     /// Fills the panel with the values `256 × index ..` of 16 rows; returns how many there are.
     ///
@@ -178,53 +222,72 @@ fn dot<S: Isa>(s: S, signed: bool, sum: S::I, q: S::B, a: S::B) -> S::I {
     if signed { s.dot_i8(sum, q, a) } else { s.dot_u7(sum, q, a) }
 }
 
+/// A block with its activations. Lanes 0..8 add up to `Σ q × a × scales`, lanes 8..16 to minima (or scales) `× a`.
+#[inline(always)]
+unsafe fn k_block<S: Isa, B: KBlock>(s: S, block: &B, a: *const i8, beside: &KScales) -> S::I {
+    // SAFETY: the caller owes 256 readable values.
+    unsafe {
+        let own = s.widen(block.scales());
+        let scales = s.mul_w(own, s.load_w(beside.lanes.as_ptr()));
+        let mut sum = s.splat_i32(0);
+        for c in 0..4 {
+            let (q, a) = (block.quants(s, c), s.load_bytes(a.add(64 * c).cast()));
+            sum = if B::SIGNED {
+                let spread = match B::GROUP {
+                    16 => s.spread::<16>(scales, c),
+                    _ => s.spread::<32>(scales, c),
+                };
+                s.add_i32(sum, s.mul_i32(s.dot_i8(s.splat_i32(0), q, a), spread))
+            } else {
+                match B::GROUP {
+                    16 => s.dot_scaled::<16>(sum, q, a, scales, c),
+                    _ => s.dot_scaled::<32>(sum, q, a, scales, c),
+                }
+            };
+        }
+        let minima = if B::GROUP == 16 { s.widen(block.minima()) } else { own };
+        s.fold_beside(sum, minima, s.load_w(beside.lane_sums.as_ptr()))
+    }
+}
+
 impl<B: KBlock> Dot for OfK<B> {
     fn layout(k: usize) -> Layout {
         Layout::k_quants(k, B::GROUP)
     }
 
+    fn few_bytes(layout: Layout) -> usize {
+        Sums::bytes(layout.blocks().div_ceil(4), layout.blocks())
+    }
+
     #[inline(always)]
-    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout) -> S::F {
-        // SAFETY: the caller's; block `b` of each row exists for `b < blocks`, and vectors of `a` are padded.
+    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout, memory: *mut u8) -> S::F {
+        // SAFETY: the caller's; block `b` of each row exists for `b < blocks`.
         unsafe {
+            let blocks = layout.blocks();
+            let quads = blocks.div_ceil(4);
+            let sums = Sums::new(memory, quads);
+            for row in 0..LANES {
+                for quad in 0..quads {
+                    let mut four = [s.splat_i32(0); 4];
+                    for i in 0..4.min(blocks - 4 * quad) {
+                        let b = 4 * quad + i;
+                        let block = &*rows.block::<B>(row, b);
+                        sums.put_scales(b, row, block.d(), block.dmin());
+                        four[i] = k_block(s, block, a.quants(256 * b), a.k_scales(b));
+                    }
+                    sums.put(s, quad, row, s.sum_quads(four));
+                }
+            }
             let mut sum = s.splat(0.0);
-            for b in 0..layout.blocks() {
-                let values: [S::B; 4] = array!(4, |c| s.load_bytes(a.quants(256 * b + 64 * c).cast()));
-                let beside = a.k_scales(b);
-                let a_scales = s.load_w(beside.lanes.as_ptr());
-                let a_sums = s.load_w(beside.lane_sums.as_ptr());
-                let (mut d, mut dmin) = ([0; LANES], [0; LANES]);
-                let quads: [S::I; 4] = array!(4, |g| {
-                    s.sum_quads(array!(4, |i| {
-                        let block = &*rows.block::<B>(4 * g + i, b);
-                        rows.prefetch::<S, B>(s, 4 * g + i, b);
-                        d[4 * g + i] = u16::from_le_bytes(block.d());
-                        dmin[4 * g + i] = u16::from_le_bytes(block.dmin());
-                        let own = s.widen(block.scales());
-                        let scales = s.mul_w(own, a_scales);
-                        let mut sum = s.splat_i32(0);
-                        for (c, values) in values.into_iter().enumerate() {
-                            let q = block.quants(s, c);
-                            sum = if B::SIGNED {
-                                let spread = match B::GROUP {
-                                    16 => s.spread::<16>(scales, c),
-                                    _ => s.spread::<32>(scales, c),
-                                };
-                                s.add_i32(sum, s.mul_i32(s.dot_i8(s.splat_i32(0), q, values), spread))
-                            } else {
-                                match B::GROUP {
-                                    16 => s.dot_scaled::<16>(sum, q, values, scales, c),
-                                    _ => s.dot_scaled::<32>(sum, q, values, scales, c),
-                                }
-                            };
-                        }
-                        let minima = if B::GROUP == 16 { s.widen(block.minima()) } else { own };
-                        s.fold_beside(sum, minima, a_sums)
-                    }))
-                });
-                let (dot, minima) = s.sum_halves(quads);
-                let (d, dmin) = (s.load_f16(d.as_ptr()), s.load_f16(dmin.as_ptr()));
-                sum = k_part::<S, B>(s, dot, minima, d, dmin, beside.d, sum);
+            for quad in 0..quads {
+                let halves = array!(4, |row| s.sum_halves(sums.four(s, quad, row)));
+                let dots = s.transpose_lanes([halves[0].0, halves[1].0, halves[2].0, halves[3].0]);
+                let minima = s.transpose_lanes([halves[0].1, halves[1].1, halves[2].1, halves[3].1]);
+                for i in 0..4.min(blocks - 4 * quad) {
+                    let b = 4 * quad + i;
+                    let (d, dmin) = sums.scales(s, b);
+                    sum = k_part::<S, B>(s, dots[i], minima[i], d, dmin, a.k_scales(b).d, sum);
+                }
             }
             sum
         }
@@ -308,34 +371,44 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
         Layout::small(k)
     }
 
+    fn few_bytes(layout: Layout) -> usize {
+        Sums::bytes(layout.blocks().div_ceil(8), layout.blocks())
+    }
+
     #[inline(always)]
-    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout) -> S::F {
-        // SAFETY: the caller's; of an odd last block, the pair's second half is the same block beside zeros.
+    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout, memory: *mut u8) -> S::F {
+        // SAFETY: the caller's; block `b` of each row exists for `b < blocks`. Of an odd last block, the pair's second
+        // half is the same block beside zeros.
         unsafe {
-            let mut sum = s.splat(0.0);
             let blocks = layout.blocks();
-            for first in (0..blocks).step_by(2) {
-                let second = (first + 1).min(blocks - 1);
-                let values = s.load_bytes(a.quants(32 * first).cast());
-                let (mut d, mut m) = ([[0; LANES]; 2], [[0; LANES]; 2]);
-                let quads: [S::I; 4] = array!(4, |g| {
-                    s.sum_quads(array!(4, |i| {
-                        let row = 4 * g + i;
+            let quads = blocks.div_ceil(8);
+            let sums = Sums::new(memory, quads);
+            for row in 0..LANES {
+                for quad in 0..quads {
+                    let mut four = [s.splat_i32(0); 4];
+                    for i in 0..4.min((blocks - 8 * quad).div_ceil(2)) {
+                        let first = 8 * quad + 2 * i;
+                        let second = (first + 1).min(blocks - 1);
                         let pair = [&*rows.block::<B>(row, first), &*rows.block::<B>(row, second)];
-                        rows.prefetch::<S, [B; 2]>(s, row, first / 2);
-                        for half in 0..2 {
-                            d[half][row] = u16::from_le_bytes(pair[half].d());
-                            m[half][row] = u16::from_le_bytes(pair[half].m());
-                        }
-                        dot(s, B::SIGNED, s.splat_i32(0), B::quants(s, pair), values)
-                    }))
+                        sums.put_scales(first, row, pair[0].d(), pair[0].m());
+                        sums.put_scales(second, row, pair[1].d(), pair[1].m());
+                        let values = s.load_bytes(a.quants(32 * first).cast());
+                        four[i] = dot(s, B::SIGNED, s.splat_i32(0), B::quants(s, pair), values);
+                    }
+                    sums.put(s, quad, row, s.sum_quads(four));
+                }
+            }
+            let mut sum = s.splat(0.0);
+            for quad in 0..quads {
+                let quarters = array!(4, |row| s.transpose_quads(sums.four(s, quad, row)));
+                let quarters = array!(4, |q| {
+                    s.transpose_lanes([quarters[0][q], quarters[1][q], quarters[2][q], quarters[3][q]])
                 });
-                let [q0, q1, q2, q3] = s.transpose_quads(quads);
-                let (d0, m0) = (s.load_f16(d[0].as_ptr()), s.load_f16(m[0].as_ptr()));
-                sum = small_part::<S, B>(s, [q0, q1], a.small(first), d0, m0, sum);
-                if second > first {
-                    let (d1, m1) = (s.load_f16(d[1].as_ptr()), s.load_f16(m[1].as_ptr()));
-                    sum = small_part::<S, B>(s, [q2, q3], a.small(second), d1, m1, sum);
+                for b in 0..8.min(blocks - 8 * quad) {
+                    let (chunk, half) = (b / 2, 2 * (b % 2));
+                    let dots = [quarters[half][chunk], quarters[half + 1][chunk]];
+                    let (d, m) = sums.scales(s, 8 * quad + b);
+                    sum = small_part::<S, B>(s, dots, a.small(8 * quad + b), d, m, sum);
                 }
             }
             sum
@@ -430,7 +503,7 @@ impl<D: Dot> Product<D> {
 
 impl<D: Dot + 'static> Kernel for Product<D> {
     fn scratch_bytes(&self) -> usize {
-        Self::panel_bytes(self.capacity)
+        Self::panel_bytes(self.capacity).max(64 + D::few_bytes(self.activations.layout()))
     }
 
     fn tasks(&self, step: &Step) -> usize {
@@ -452,19 +525,19 @@ impl<D: Dot + 'static> Kernel for Product<D> {
             let lanes =
                 |row: usize| Rows::new(matrix.add(row * row_stride), row_stride, (rows - row).min(LANES));
             let groups = (first..rows.min(first + self.chunk)).step_by(LANES);
+            let memory = scratch.as_mut_ptr();
+            let memory = memory.add(memory.align_offset(64));
             if problem.count < PANEL_ROWS {
                 for row in groups {
                     let lanes = lanes(row);
                     for index in 0..problem.count {
                         let entry = problem.output(index);
                         let a = self.activations.row(problem.input(entry));
-                        self.store(s, entry, row, D::few(s, &lanes, a, layout));
+                        self.store(s, entry, row, D::few(s, &lanes, a, layout, memory));
                     }
                 }
                 return;
             }
-            let memory = scratch.as_mut_ptr();
-            let memory = memory.add(memory.align_offset(64));
             let panel = &mut *memory.cast::<Panel>();
             let sums = memory.add(size_of::<Panel>()).cast::<[f32; LANES]>();
             let a = sums.add(self.capacity).cast::<Row>();

@@ -95,11 +95,6 @@ impl GraphBuilder {
         }
     }
 
-    /// The precision of matrix products from here on; the one it was.
-    pub fn set_precision(&mut self, precision: Precision) -> Precision {
-        std::mem::replace(&mut self.precision, precision)
-    }
-
     /// Nodes from here on belong to this layer. The layers of a model are `0..n`, and what follows the last one
     /// (output norm and head) is layer `n`; `None`, the state at the start, is the input side, which lives on the
     /// host.

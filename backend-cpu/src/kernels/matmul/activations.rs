@@ -116,9 +116,9 @@ impl Row {
     /// # Safety
     /// The row is filled, and has this block of 32.
     #[inline(always)]
-    pub(crate) unsafe fn small(self, block: usize) -> [f32; 3] {
+    pub(crate) unsafe fn small<'a>(self, block: usize) -> &'a [f32; 3] {
         // SAFETY: the caller's.
-        unsafe { *self.beside.cast::<[f32; 3]>().add(block) }
+        unsafe { &*self.beside.cast::<[f32; 3]>().add(block) }
     }
 }
 

@@ -101,21 +101,24 @@ impl Sums {
     }
 
     #[inline(always)]
-    unsafe fn put_scales(&self, block: usize, row: usize, d: [u8; 2], m: [u8; 2]) {
-        // SAFETY: the caller owes a block and a row that there are.
-        unsafe {
-            let scales = &mut *self.scales.add(block);
-            scales[0][row] = u16::from_le_bytes(d);
-            scales[1][row] = u16::from_le_bytes(m);
-        }
-    }
-
-    #[inline(always)]
     unsafe fn scales<S: Isa>(&self, s: S, block: usize) -> (S::F, S::F) {
         // SAFETY: as above.
         unsafe {
             let scales = &*self.scales.add(block);
             (s.load_f16(scales[0].as_ptr()), s.load_f16(scales[1].as_ptr()))
+        }
+    }
+}
+
+/// Of one row; a scale of minima only where there are any.
+#[inline(always)]
+unsafe fn put_scales(to: *mut [[u16; LANES]; 2], row: usize, d: [u8; 2], m: Option<[u8; 2]>) {
+    // SAFETY: the caller owes the scales of a block.
+    unsafe {
+        let to = to.cast::<u16>().add(row);
+        *to = u16::from_le_bytes(d);
+        if let Some(m) = m {
+            *to.add(LANES) = u16::from_le_bytes(m);
         }
     }
 }
@@ -197,18 +200,18 @@ fn k_part<S: Isa, B: KBlock>(s: S, dot: S::I, minima: S::I, d: S::F, dmin: S::F,
     s.mul_add(part, s.splat(a), sum)
 }
 
-/// What 32 values add to a sum, from `Σ q × a` of their halves, and `d` of the halves and the sum of `a`.
+/// `Σ q × a` of the first or second half of 32 values, from `Σ q × a` in units of its scale.
 #[inline(always)]
-fn small_part<S: Isa, B: SmallBlock>(
-    s: S,
-    dots: [S::I; 2],
-    a: [f32; 3],
-    d: S::F,
-    m: S::F,
-    sum: S::F,
-) -> S::F {
-    let part = s.mul(s.to_f32(dots[0]), s.splat(a[0]));
-    let part = s.mul_add(s.to_f32(dots[1]), s.splat(a[1]), part);
+fn small_half<S: Isa>(s: S, half: usize, dot: S::I, a: &[f32; 3], first: S::F) -> S::F {
+    match half {
+        0 => s.mul(s.to_f32(dot), s.splat(a[0])),
+        _ => s.mul_add(s.to_f32(dot), s.splat(a[1]), first),
+    }
+}
+
+/// What 32 values add to a sum, from `Σ q × a` and the sum of `a`.
+#[inline(always)]
+fn small_part<S: Isa, B: SmallBlock>(s: S, part: S::F, a: &[f32; 3], d: S::F, m: S::F, sum: S::F) -> S::F {
     if B::MINIMA {
         s.mul_add(m, s.splat(a[2]), s.mul_add(part, d, sum))
     } else {
@@ -250,6 +253,23 @@ unsafe fn k_block<S: Isa, B: KBlock>(s: S, block: &B, a: *const i8, beside: &KSc
     }
 }
 
+impl<B: KBlock> OfK<B> {
+    /// Block `i` from these on, of one row, in `few`.
+    #[inline(always)]
+    unsafe fn step<S: Isa>(
+        s: S,
+        (blocks, scales, row, a, first): (*const B, *mut [[u16; LANES]; 2], usize, Row, usize),
+        i: usize,
+    ) -> S::I {
+        // SAFETY: the caller owes a block that there is.
+        unsafe {
+            let block = &*blocks.add(i);
+            put_scales(scales.add(i), row, block.d(), B::MINIMA.then(|| block.dmin()));
+            k_block(s, block, a.quants(256 * first).add(256 * i), a.k_scales(first + i))
+        }
+    }
+}
+
 impl<B: KBlock> Dot for OfK<B> {
     fn layout(k: usize) -> Layout {
         Layout::k_quants(k, B::GROUP)
@@ -264,17 +284,22 @@ impl<B: KBlock> Dot for OfK<B> {
         // SAFETY: the caller's; block `b` of each row exists for `b < blocks`.
         unsafe {
             let blocks = layout.blocks();
-            let quads = blocks.div_ceil(4);
+            let (quads, whole) = (blocks.div_ceil(4), blocks / 4);
             let sums = Sums::new(memory, quads);
             for row in 0..LANES {
                 for quad in 0..quads {
-                    let mut four = [s.splat_i32(0); 4];
-                    for i in 0..4.min(blocks - 4 * quad) {
-                        let b = 4 * quad + i;
-                        let block = &*rows.block::<B>(row, b);
-                        sums.put_scales(b, row, block.d(), block.dmin());
-                        four[i] = k_block(s, block, a.quants(256 * b), a.k_scales(b));
-                    }
+                    let (blocks, scales) = (rows.block::<B>(row, 4 * quad), sums.scales.add(4 * quad));
+                    let step = (blocks, scales, row, a, 4 * quad);
+                    // A loop of known length keeps its sums in registers.
+                    let four = if quad < whole {
+                        array!(4, |i| Self::step(s, step, i))
+                    } else {
+                        let mut four = [s.splat_i32(0); 4];
+                        for i in 0..layout.blocks() % 4 {
+                            four[i] = Self::step(s, step, i);
+                        }
+                        four
+                    };
                     sums.put(s, quad, row, s.sum_quads(four));
                 }
             }
@@ -366,6 +391,27 @@ impl<B: KBlock> Dot for OfK<B> {
     }
 }
 
+impl<B: SmallBlock> OfSmall<B> {
+    /// A pair of blocks from these on, of one row, in `few`.
+    #[inline(always)]
+    unsafe fn step<S: Isa>(
+        s: S,
+        (blocks, scales, row, a): (*const B, *mut [[u16; LANES]; 2], usize, *const i8),
+        pair: [usize; 2],
+    ) -> S::I {
+        // SAFETY: the caller owes blocks that there are.
+        unsafe {
+            let blocks = [&*blocks.add(pair[0]), &*blocks.add(pair[1])];
+            for half in 0..2 {
+                let m = B::MINIMA.then(|| blocks[half].m());
+                put_scales(scales.add(pair[half]), row, blocks[half].d(), m);
+            }
+            let values = s.load_bytes(a.add(32 * pair[0]).cast());
+            dot(s, B::SIGNED, s.splat_i32(0), B::quants(s, blocks), values)
+        }
+    }
+}
+
 impl<B: SmallBlock> Dot for OfSmall<B> {
     fn layout(k: usize) -> Layout {
         Layout::small(k)
@@ -381,20 +427,22 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
         // half is the same block beside zeros.
         unsafe {
             let blocks = layout.blocks();
-            let quads = blocks.div_ceil(8);
+            let (quads, whole) = (blocks.div_ceil(8), blocks / 8);
             let sums = Sums::new(memory, quads);
             for row in 0..LANES {
                 for quad in 0..quads {
-                    let mut four = [s.splat_i32(0); 4];
-                    for i in 0..4.min((blocks - 8 * quad).div_ceil(2)) {
-                        let first = 8 * quad + 2 * i;
-                        let second = (first + 1).min(blocks - 1);
-                        let pair = [&*rows.block::<B>(row, first), &*rows.block::<B>(row, second)];
-                        sums.put_scales(first, row, pair[0].d(), pair[0].m());
-                        sums.put_scales(second, row, pair[1].d(), pair[1].m());
-                        let values = s.load_bytes(a.quants(32 * first).cast());
-                        four[i] = dot(s, B::SIGNED, s.splat_i32(0), B::quants(s, pair), values);
-                    }
+                    let (first, scales) = (rows.block::<B>(row, 8 * quad), sums.scales.add(8 * quad));
+                    let step = (first, scales, row, a.quants(256 * quad));
+                    let four = if quad < whole {
+                        array!(4, |i| Self::step(s, step, [2 * i, 2 * i + 1]))
+                    } else {
+                        let mut four = [s.splat_i32(0); 4];
+                        let left = blocks - 8 * quad;
+                        for i in 0..left.div_ceil(2) {
+                            four[i] = Self::step(s, step, [2 * i, (2 * i + 1).min(left - 1)]);
+                        }
+                        four
+                    };
                     sums.put(s, quad, row, s.sum_quads(four));
                 }
             }
@@ -406,9 +454,11 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
                 });
                 for b in 0..8.min(blocks - 8 * quad) {
                     let (chunk, half) = (b / 2, 2 * (b % 2));
-                    let dots = [quarters[half][chunk], quarters[half + 1][chunk]];
+                    let a = a.small(8 * quad + b);
+                    let part = small_half(s, 0, quarters[half][chunk], a, s.splat(0.0));
+                    let part = small_half(s, 1, quarters[half + 1][chunk], a, part);
                     let (d, m) = sums.scales(s, 8 * quad + b);
-                    sum = small_part::<S, B>(s, dots, a.small(8 * quad + b), d, m, sum);
+                    sum = small_part::<S, B>(s, part, a, d, m, sum);
                 }
             }
             sum
@@ -454,18 +504,23 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
         // SAFETY: the caller's; `n <= 256`.
         unsafe {
             for b in 0..n / 32 {
-                let mut halves = [[s.splat_i32(0); 2]; T];
-                for four in 0..8 {
-                    let at = 32 * b + 4 * four;
-                    let q = s.load_bytes(panel.quants.as_ptr().add(LANES * at));
+                let mut parts = [s.splat(0.0); T];
+                for half in 0..2 {
+                    let mut dots = [s.splat_i32(0); T];
+                    for four in 0..4 {
+                        let at = 32 * b + 16 * half + 4 * four;
+                        let q = s.load_bytes(panel.quants.as_ptr().add(LANES * at));
+                        for t in 0..T {
+                            dots[t] = dot(s, B::SIGNED, dots[t], q, s.splat_4(a[t].quants(256 * index + at)));
+                        }
+                    }
                     for t in 0..T {
-                        let half = &mut halves[t][four / 4];
-                        *half = dot(s, B::SIGNED, *half, q, s.splat_4(a[t].quants(256 * index + at)));
+                        parts[t] = small_half(s, half, dots[t], a[t].small(8 * index + b), parts[t]);
                     }
                 }
                 let (d, m) = (s.load(panel.d[b].as_ptr()), s.load(panel.m[b].as_ptr()));
                 for t in 0..T {
-                    sums[t] = small_part::<S, B>(s, halves[t], a[t].small(8 * index + b), d, m, sums[t]);
+                    sums[t] = small_part::<S, B>(s, parts[t], a[t].small(8 * index + b), d, m, sums[t]);
                 }
             }
             sums

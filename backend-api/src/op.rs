@@ -39,11 +39,15 @@ pub enum Gating {
 
 /// Choosing experts (DeepSeek-V2, arXiv 2405.04434, and V3, arXiv 2412.19437).
 ///
-/// 1. `p` = gating(scores). 2. `s` = p + bias. 3. With `groups > 1`: the score of a group of neighbouring experts
-/// is the sum of its two largest `s` (the largest, where a group has one expert); experts outside of the best
-/// `groups_used` groups are not chosen. 4. The `used` experts with the largest `s` are chosen, in falling order.
-/// Ties, of groups too, go to the lower index. 5. Their weights are their `p`; 6. divided by their sum (at least
-/// 2⁻¹⁴) if `renormalise`; 7. times `scale`.
+/// 1. `p` = gating(scores).
+/// 2. `s` = p + bias.
+/// 3. With `groups > 1`: the score of a group of neighbouring experts is the sum of its two largest `s` (the
+///    largest, where a group has one expert); experts outside of the best `groups_used` groups are not chosen.
+/// 4. The `used` experts with the largest `s` are chosen, in falling order. Ties, of groups too, go to the lower
+///    index.
+/// 5. Their weights are their `p`,
+/// 6. divided by their sum (at least 2⁻¹⁴) if `renormalise`,
+/// 7. times `scale`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RouteAttributes {
     /// Experts chosen for each row.
@@ -249,7 +253,9 @@ impl Op {
             }
             Op::RmsNorm { eps } => {
                 check.count(2..=2)?;
-                check.that(eps.is_finite() && *eps >= 0.0, || format!("eps {eps} is not finite and positive"))?;
+                check.that(eps.is_finite() && *eps >= 0.0, || {
+                    format!("eps {eps} is not finite and positive")
+                })?;
                 let x = check.activation(0, None)?;
                 check.exactly(1, DType::F32, Shape::fixed(&[x.shape.inner()]))?;
                 Ok(vec![f32(x.shape.extents())])

@@ -280,11 +280,6 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch(self, p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-
-    #[inline(always)]
     fn splat_u8(self, x: u8) -> I {
         unsafe { [_mm256_set1_epi8(x as i8); 2] }
     }
@@ -511,7 +506,7 @@ impl Isa for Avx2 {
     unsafe fn store_transposed(self, rows: &[I; 16], to: *mut u8) {
         // Eight rows × eight dwords at a time.
         for side in 0..2 {
-            for h in 0..2 {
+            for h in [0, 1] {
                 unsafe {
                     let r = |i: usize| rows[8 * side + i][h];
                     let top = transpose_4(r(0), r(1), r(2), r(3));

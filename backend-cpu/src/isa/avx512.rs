@@ -199,11 +199,6 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn prefetch(self, p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-
-    #[inline(always)]
     fn splat_u8(self, x: u8) -> __m512i {
         unsafe { _mm512_set1_epi8(x as i8) }
     }
@@ -412,9 +407,9 @@ impl Isa for Avx512 {
     unsafe fn store_transposed(self, rows: &[__m512i; 16], to: *mut u8) {
         // `quads[g][j]` holds, in its 128-bit lane l, column 4l + j of rows 4g .. 4g + 4.
         let quad = |g: usize| self.transpose_lanes([rows[g], rows[g + 1], rows[g + 2], rows[g + 3]]);
-        let quads = [quad(0), quad(4), quad(8), quad(12)];
-        for j in 0..4 {
-            let columns = self.transpose_quads([quads[0][j], quads[1][j], quads[2][j], quads[3][j]]);
+        let [a, b, c, d] = [quad(0), quad(4), quad(8), quad(12)];
+        for (j, ((a, b), (c, d))) in a.into_iter().zip(b).zip(c.into_iter().zip(d)).enumerate() {
+            let columns = self.transpose_quads([a, b, c, d]);
             for (l, column) in columns.into_iter().enumerate() {
                 unsafe { _mm512_storeu_si512(to.add((4 * l + j) * 64).cast(), column) }
             }

@@ -198,9 +198,6 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn prefetch(self, _p: *const u8) {}
-
-    #[inline(always)]
     fn splat_u8(self, x: u8) -> B {
         [x; 64]
     }

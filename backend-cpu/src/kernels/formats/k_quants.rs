@@ -8,7 +8,7 @@ use backend_api::format::{BlockQ2_K, BlockQ3_K, BlockQ4_K, BlockQ5_K, BlockQ6_K}
 #[inline(always)]
 fn two_bits<S: Isa>(s: S, quants: &[[u8; 32]; 2], chunk: usize) -> S::B {
     let runs = s.shr_high_half::<2>(twice(s, &quants[chunk / 2]));
-    let runs = if chunk % 2 == 0 { runs } else { s.shr::<4>(runs) };
+    let runs = if chunk.is_multiple_of(2) { runs } else { s.shr::<4>(runs) };
     s.and(runs, s.splat_u8(3))
 }
 

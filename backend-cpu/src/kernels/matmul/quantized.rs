@@ -295,8 +295,8 @@ impl<B: KBlock> Dot for OfK<B> {
                         array!(4, |i| Self::step(s, step, i))
                     } else {
                         let mut four = [s.splat_i32(0); 4];
-                        for i in 0..layout.blocks() % 4 {
-                            four[i] = Self::step(s, step, i);
+                        for (i, sum) in four.iter_mut().enumerate().take(layout.blocks() % 4) {
+                            *sum = Self::step(s, step, i);
                         }
                         four
                     };
@@ -438,8 +438,8 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
                     } else {
                         let mut four = [s.splat_i32(0); 4];
                         let left = blocks - 8 * quad;
-                        for i in 0..left.div_ceil(2) {
-                            four[i] = Self::step(s, step, [2 * i, (2 * i + 1).min(left - 1)]);
+                        for (i, sum) in four.iter_mut().enumerate().take(left.div_ceil(2)) {
+                            *sum = Self::step(s, step, [2 * i, (2 * i + 1).min(left - 1)]);
                         }
                         four
                     };

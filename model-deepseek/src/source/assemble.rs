@@ -25,7 +25,7 @@ pub(super) enum Conversion {
     None,
     /// F32, F16 or BF16 to F32.
     ToF32(DType),
-    /// FP8 with block scales to F16.
+    /// FP8 with block scales to F32.
     Fp8 { cols: usize, block: [usize; 2] },
 }
 
@@ -58,7 +58,7 @@ fn convert(part: &Part, conversion: Conversion, out: &mut [u8]) -> Result<(), Fl
         (Conversion::ToF32(DType::F16), _) => widen(values, out, |v| f16::from_le_bytes(v).to_f32()),
         (Conversion::ToF32(DType::BF16), _) => widen(values, out, |v| bf16::from_le_bytes(v).to_f32()),
         (Conversion::Fp8 { cols, block }, Some(scales)) => {
-            Fp8 { codes: values, cols, scales: scales.as_slice(), block }.to_f16(out)?;
+            Fp8 { codes: values, cols, scales: scales.as_slice(), block }.to_f32(out)?;
         }
         _ => out.copy_from_slice(values),
     }

@@ -198,7 +198,7 @@ impl Shards {
                 let [_, cols] = source.stored.shape[..] else {
                     return Err(Flaw::new("a matrix of F8_E4M3", format!("shape {:?}", source.stored.shape)));
                 };
-                return Ok((Ok(DType::F16), Conversion::Fp8 { cols, block: self.block }));
+                return Ok((Ok(DType::F32), Conversion::Fp8 { cols, block: self.block }));
             }
             other => return Ok((Err(StoredType::SafeTensors(format!("{other:?}"))), Conversion::None)),
         };

@@ -2,7 +2,7 @@
 //!
 //! Tensors get GGUF names and shapes. Single experts become one tensor `[experts, n_out, n_in]`. F32, F16 and BF16
 //! stay as they are, but norms, biases and router weights become F32. FP8 (e4m3) with `weight_scale_inv` becomes
-//! F16: the exact product, rounded to nearest. What has no GGUF name keeps its own.
+//! F32, since a narrower format would round it. What has no GGUF name keeps its own.
 
 use super::{
     Location, Place, SourceError, TensorInfo,

@@ -252,7 +252,7 @@ impl Checkpoint {
     /// norms in BF16) is made anew by every call.
     ///
     /// # Errors
-    /// A missing tensor, a type that does not run, FP8 that does not fit in F16.
+    /// A missing tensor, a type that does not run, FP8 whose values are not finite.
     pub fn load(&self, name: &str) -> Result<WeightBytes, SourceError> {
         let (info, location) = self.find(name).ok_or_else(|| self.missing(name))?;
         info.runs()?;

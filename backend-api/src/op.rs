@@ -9,8 +9,9 @@ use std::{fmt, sync::Arc};
 /// How a matrix product treats its activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
-    /// Beside a quantised weight the activations are rounded to 8 bits per block (32 values beside formats of
-    /// 32-value blocks, 256 beside K-quants and IQ4_XS); beside a float weight they stay f32.
+    /// Beside a quantised weight activations are rounded to 8 bits, with a scale for at most 32 values (beside
+    /// formats of 32-value blocks) or 256 (beside K-quants and IQ4_XS); devices may be finer. Beside a float weight
+    /// they stay f32.
     #[default]
     Default,
     /// Weights are decoded on the fly; nothing is rounded below f32.

@@ -20,6 +20,9 @@ use pairing::{Groups, Pairing};
 use quantized::{Dot, OfK, OfSmall, Product, Weights};
 use std::marker::PhantomData;
 
+/// Bytes of weights that a task reads at least, if the matrix has as many.
+const TASK_BYTES: usize = 24 << 10;
+
 /// `(w [m, k], x [n, k]) → [n, m]`.
 pub(crate) fn matmul(w: &Tensor, x: &Tensor, output: &Tensor, precision: Precision, builder: &mut Builder) {
     let weights = weights(w, 0);
@@ -74,8 +77,9 @@ fn product(
     precision: Precision,
     builder: &mut Builder,
 ) {
-    // A few tasks for each thread, of rows enough to make the overhead of a task small.
-    let chunk = (weights.rows / (8 * builder.threads())).next_multiple_of(16).clamp(16, 128);
+    // A few tasks for each thread, but none so small that handing it out is felt.
+    let least = TASK_BYTES / dtype.row_bytes(weights.k);
+    let chunk = (weights.rows / (8 * builder.threads())).clamp(16, 128).max(least).next_multiple_of(16);
     let (x, output) = (*x, *output);
     macro_rules! float {
         ($source:ty) => {{

@@ -65,61 +65,35 @@ impl Rows {
     }
 }
 
-/// What [`Dot::few`] keeps of each row until all 16 are read: integer sums of four blocks or chunks together, and
-/// the f16 scales of each block.
-///
-/// Weights are read row by row, as they lie in memory, since that is what processors foresee; but lanes are rows
-/// when sums are put together.
-#[derive(Clone, Copy)]
-struct Sums {
-    quads: *mut [i32; LANES],
-    scales: *mut [[u16; LANES]; 2],
+/// Quads that [`Dot::few`] reads of each row before it puts sums together: what is kept of them stays in the first
+/// cache.
+const PIECE: usize = 8;
+
+/// The f16 scales of a block, of each row: `d`, and that of minima.
+type Scales = [[u16; LANES]; 2];
+
+/// What [`Dot::few`] keeps of a piece of each row until all 16 rows have come to its end. Weights are read row by
+/// row, as they lie in memory, since that is what processors foresee; but lanes are rows when sums are put together.
+#[repr(C, align(64))]
+pub(crate) struct Sums {
+    /// Of each row: integer sums of a quad.
+    quads: [[[i32; LANES]; LANES]; PIECE],
+    scales: [Scales; 8 * PIECE],
 }
 
 impl Sums {
-    fn bytes(quads: usize, blocks: usize) -> usize {
-        LANES * quads * size_of::<[i32; LANES]>() + blocks * size_of::<[[u16; LANES]; 2]>()
+    /// A quad of rows `row`, `4 + row`, `8 + row`, `12 + row`.
+    #[inline(always)]
+    fn four<S: Isa>(&self, s: S, quad: usize, row: usize) -> [S::I; 4] {
+        // SAFETY: 16 lanes each.
+        array!(4, |g| unsafe { s.load_i32(self.quads[quad][4 * g + row].as_ptr()) })
     }
 
     #[inline(always)]
-    fn new(memory: *mut u8, quads: usize) -> Self {
-        let quad = memory.cast::<[i32; LANES]>();
-        Sums { quads: quad, scales: quad.wrapping_add(LANES * quads).cast() }
-    }
-
-    #[inline(always)]
-    unsafe fn put<S: Isa>(&self, s: S, quad: usize, row: usize, sums: S::I) {
-        // SAFETY: the caller owes a quad and a row that there are.
-        unsafe { s.store_i32(self.quads.add(LANES * quad + row).cast(), sums) }
-    }
-
-    /// Of rows `row`, `4 + row`, `8 + row`, `12 + row`.
-    #[inline(always)]
-    unsafe fn four<S: Isa>(&self, s: S, quad: usize, row: usize) -> [S::I; 4] {
-        // SAFETY: as above.
-        array!(4, |g| unsafe { s.load_i32(self.quads.add(LANES * quad + 4 * g + row).cast_const().cast()) })
-    }
-
-    #[inline(always)]
-    unsafe fn scales<S: Isa>(&self, s: S, block: usize) -> (S::F, S::F) {
-        // SAFETY: as above.
-        unsafe {
-            let scales = &*self.scales.add(block);
-            (s.load_f16(scales[0].as_ptr()), s.load_f16(scales[1].as_ptr()))
-        }
-    }
-}
-
-/// Of one row; a scale of minima only where there are any.
-#[inline(always)]
-unsafe fn put_scales(to: *mut [[u16; LANES]; 2], row: usize, d: [u8; 2], m: Option<[u8; 2]>) {
-    // SAFETY: the caller owes the scales of a block.
-    unsafe {
-        let to = to.cast::<u16>().add(row);
-        *to = u16::from_le_bytes(d);
-        if let Some(m) = m {
-            *to.add(LANES) = u16::from_le_bytes(m);
-        }
+    fn scales<S: Isa>(&self, s: S, block: usize) -> (S::F, S::F) {
+        let [d, m] = &self.scales[block];
+        // SAFETY: 16 lanes each.
+        unsafe { (s.load_f16(d.as_ptr()), s.load_f16(m.as_ptr())) }
     }
 }
 
@@ -153,14 +127,70 @@ pub(crate) trait Dot: Send + Sync {
     /// What activations look like beside the format.
     fn layout(k: usize) -> Layout;
 
+    /// Blocks that are summed together in `few`: a quad of vectors.
+    const QUAD: usize;
+
+    /// Row `row` of a quad of blocks from `first` on, of which `left` are there: [`Isa::sum_quads`] of four vectors of
+    /// products. Keeps the blocks' scales.
+    ///
+    /// # Safety
+    /// There are these blocks, `a` is filled.
+    unsafe fn quad<S: Isa>(
+        s: S,
+        rows: &Rows,
+        row: usize,
+        a: Row,
+        first: usize,
+        left: usize,
+        scales: &mut [Scales],
+    ) -> S::I;
+
+    /// Adds what quad `quad` of a piece has to the sums of 16 rows, block by block.
+    ///
+    /// # Safety
+    /// As [`Dot::quad`], which has been there for all rows.
+    unsafe fn add_quad<S: Isa>(
+        s: S,
+        sums: &Sums,
+        quad: usize,
+        a: Row,
+        first: usize,
+        left: usize,
+        sum: S::F,
+    ) -> S::F;
+
     /// 16 rows of weights with one row of activations.
     ///
     /// # Safety
-    /// The rows hold `layout.k` values, `a` is filled, and `memory` has [`few_bytes`](Dot::few_bytes).
-    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout, memory: *mut u8) -> S::F;
-
-    /// Bytes that `few` needs.
-    fn few_bytes(layout: Layout) -> usize;
+    /// The rows hold `layout.k` values, and `a` is filled.
+    #[inline(always)]
+    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout, sums: &mut Sums) -> S::F {
+        let blocks = layout.blocks();
+        let mut sum = s.splat(0.0);
+        for piece in (0..blocks).step_by(PIECE * Self::QUAD) {
+            let quads = (blocks - piece).div_ceil(Self::QUAD).min(PIECE);
+            let part = |quad: usize| {
+                let first = piece + quad * Self::QUAD;
+                (first, Self::QUAD.min(blocks - first))
+            };
+            // SAFETY: the caller's: blocks below `blocks`.
+            unsafe {
+                for row in 0..LANES {
+                    for quad in 0..quads {
+                        let (first, left) = part(quad);
+                        let scales = &mut sums.scales[quad * Self::QUAD..][..Self::QUAD];
+                        let quad_sums = Self::quad(s, rows, row, a, first, left, scales);
+                        s.store_i32(sums.quads[quad][row].as_mut_ptr(), quad_sums);
+                    }
+                }
+                for quad in 0..quads {
+                    let (first, left) = part(quad);
+                    sum = Self::add_quad(s, sums, quad, a, first, left, sum);
+                }
+            }
+        }
+        sum
+    }
 
     /// Fills the panel with the values `256 × index ..` of 16 rows; returns how many there are.
     ///
@@ -253,69 +283,68 @@ unsafe fn k_block<S: Isa, B: KBlock>(s: S, block: &B, a: *const i8, beside: &KSc
     }
 }
 
-impl<B: KBlock> OfK<B> {
-    /// Block `i` from these on, of one row, in `few`.
-    #[inline(always)]
-    unsafe fn step<S: Isa>(
-        s: S,
-        (blocks, scales, row, a, first): (*const B, *mut [[u16; LANES]; 2], usize, Row, usize),
-        i: usize,
-    ) -> S::I {
-        // SAFETY: the caller owes a block that there is.
-        unsafe {
-            let block = &*blocks.add(i);
-            put_scales(scales.add(i), row, block.d(), B::MINIMA.then(|| block.dmin()));
-            k_block(s, block, a.quants(256 * first).add(256 * i), a.k_scales(first + i))
-        }
-    }
-}
-
 impl<B: KBlock> Dot for OfK<B> {
     fn layout(k: usize) -> Layout {
         Layout::k_quants(k, B::GROUP)
     }
 
-    fn few_bytes(layout: Layout) -> usize {
-        Sums::bytes(layout.blocks().div_ceil(4), layout.blocks())
+    const QUAD: usize = 4;
+
+    #[inline(always)]
+    unsafe fn quad<S: Isa>(
+        s: S,
+        rows: &Rows,
+        row: usize,
+        a: Row,
+        first: usize,
+        left: usize,
+        scales: &mut [Scales],
+    ) -> S::I {
+        let mut four = [s.splat_i32(0); 4];
+        // Without a loop: the sums stay in registers.
+        macro_rules! block {
+            ($i:literal) => {
+                if left > $i {
+                    // SAFETY: the caller's.
+                    unsafe {
+                        let block = &*rows.block::<B>(row, first).wrapping_add($i);
+                        scales[$i][0][row] = u16::from_le_bytes(block.d());
+                        if B::MINIMA {
+                            scales[$i][1][row] = u16::from_le_bytes(block.dmin());
+                        }
+                        let values = a.quants(256 * first).wrapping_add(256 * $i);
+                        four[$i] = k_block(s, block, values, a.k_scales(first + $i));
+                    }
+                }
+            };
+        }
+        block!(0);
+        block!(1);
+        block!(2);
+        block!(3);
+        s.sum_quads(four)
     }
 
     #[inline(always)]
-    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout, memory: *mut u8) -> S::F {
-        // SAFETY: the caller's; block `b` of each row exists for `b < blocks`.
-        unsafe {
-            let blocks = layout.blocks();
-            let (quads, whole) = (blocks.div_ceil(4), blocks / 4);
-            let sums = Sums::new(memory, quads);
-            for row in 0..LANES {
-                for quad in 0..quads {
-                    let (blocks, scales) = (rows.block::<B>(row, 4 * quad), sums.scales.add(4 * quad));
-                    let step = (blocks, scales, row, a, 4 * quad);
-                    // A loop of known length keeps its sums in registers.
-                    let four = if quad < whole {
-                        array!(4, |i| Self::step(s, step, i))
-                    } else {
-                        let mut four = [s.splat_i32(0); 4];
-                        for (i, sum) in four.iter_mut().enumerate().take(layout.blocks() % 4) {
-                            *sum = Self::step(s, step, i);
-                        }
-                        four
-                    };
-                    sums.put(s, quad, row, s.sum_quads(four));
-                }
-            }
-            let mut sum = s.splat(0.0);
-            for quad in 0..quads {
-                let halves = array!(4, |row| s.sum_halves(sums.four(s, quad, row)));
-                let dots = s.transpose_lanes([halves[0].0, halves[1].0, halves[2].0, halves[3].0]);
-                let minima = s.transpose_lanes([halves[0].1, halves[1].1, halves[2].1, halves[3].1]);
-                for i in 0..4.min(blocks - 4 * quad) {
-                    let b = 4 * quad + i;
-                    let (d, dmin) = sums.scales(s, b);
-                    sum = k_part::<S, B>(s, dots[i], minima[i], d, dmin, a.k_scales(b).d, sum);
-                }
-            }
-            sum
+    unsafe fn add_quad<S: Isa>(
+        s: S,
+        sums: &Sums,
+        quad: usize,
+        a: Row,
+        first: usize,
+        left: usize,
+        mut sum: S::F,
+    ) -> S::F {
+        let halves = array!(4, |row| s.sum_halves(sums.four(s, quad, row)));
+        let dots = s.transpose_lanes([halves[0].0, halves[1].0, halves[2].0, halves[3].0]);
+        let minima = s.transpose_lanes([halves[0].1, halves[1].1, halves[2].1, halves[3].1]);
+        for i in 0..left {
+            let (d, dmin) = sums.scales(s, 4 * quad + i);
+            // SAFETY: the caller's.
+            let a = unsafe { a.k_scales(first + i) }.d;
+            sum = k_part::<S, B>(s, dots[i], minima[i], d, dmin, a, sum);
         }
+        sum
     }
 
     #[inline(always)]
@@ -391,78 +420,77 @@ impl<B: KBlock> Dot for OfK<B> {
     }
 }
 
-impl<B: SmallBlock> OfSmall<B> {
-    /// A pair of blocks from these on, of one row, in `few`.
-    #[inline(always)]
-    unsafe fn step<S: Isa>(
-        s: S,
-        (blocks, scales, row, a): (*const B, *mut [[u16; LANES]; 2], usize, *const i8),
-        pair: [usize; 2],
-    ) -> S::I {
-        // SAFETY: the caller owes blocks that there are.
-        unsafe {
-            let blocks = [&*blocks.add(pair[0]), &*blocks.add(pair[1])];
-            for half in 0..2 {
-                let m = B::MINIMA.then(|| blocks[half].m());
-                put_scales(scales.add(pair[half]), row, blocks[half].d(), m);
-            }
-            let values = s.load_bytes(a.add(32 * pair[0]).cast());
-            dot(s, B::SIGNED, s.splat_i32(0), B::quants(s, blocks), values)
-        }
-    }
-}
-
 impl<B: SmallBlock> Dot for OfSmall<B> {
     fn layout(k: usize) -> Layout {
         Layout::small(k)
     }
 
-    fn few_bytes(layout: Layout) -> usize {
-        Sums::bytes(layout.blocks().div_ceil(8), layout.blocks())
+    const QUAD: usize = 8;
+
+    #[inline(always)]
+    unsafe fn quad<S: Isa>(
+        s: S,
+        rows: &Rows,
+        row: usize,
+        a: Row,
+        first: usize,
+        left: usize,
+        scales: &mut [Scales],
+    ) -> S::I {
+        let mut four = [s.splat_i32(0); 4];
+        // Without a loop: the sums stay in registers.
+        macro_rules! pair {
+            ($i:literal) => {
+                if left > 2 * $i {
+                    // Of an odd last block, the second half is the same block beside zeros.
+                    let pair = [2 * $i, if left > 2 * $i + 1 { 2 * $i + 1 } else { 2 * $i }];
+                    // SAFETY: the caller's.
+                    unsafe {
+                        let from = rows.block::<B>(row, first);
+                        let blocks = [&*from.wrapping_add(pair[0]), &*from.wrapping_add(pair[1])];
+                        for half in 0..2 {
+                            scales[2 * $i + half][0][row] = u16::from_le_bytes(blocks[half].d());
+                            if B::MINIMA {
+                                scales[2 * $i + half][1][row] = u16::from_le_bytes(blocks[half].m());
+                            }
+                        }
+                        let values = s.load_bytes(a.quants(32 * first).wrapping_add(64 * $i).cast());
+                        four[$i] = dot(s, B::SIGNED, s.splat_i32(0), B::quants(s, blocks), values);
+                    }
+                }
+            };
+        }
+        pair!(0);
+        pair!(1);
+        pair!(2);
+        pair!(3);
+        s.sum_quads(four)
     }
 
     #[inline(always)]
-    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout, memory: *mut u8) -> S::F {
-        // SAFETY: the caller's; block `b` of each row exists for `b < blocks`. Of an odd last block, the pair's second
-        // half is the same block beside zeros.
-        unsafe {
-            let blocks = layout.blocks();
-            let (quads, whole) = (blocks.div_ceil(8), blocks / 8);
-            let sums = Sums::new(memory, quads);
-            for row in 0..LANES {
-                for quad in 0..quads {
-                    let (first, scales) = (rows.block::<B>(row, 8 * quad), sums.scales.add(8 * quad));
-                    let step = (first, scales, row, a.quants(256 * quad));
-                    let four = if quad < whole {
-                        array!(4, |i| Self::step(s, step, [2 * i, 2 * i + 1]))
-                    } else {
-                        let mut four = [s.splat_i32(0); 4];
-                        let left = blocks - 8 * quad;
-                        for (i, sum) in four.iter_mut().enumerate().take(left.div_ceil(2)) {
-                            *sum = Self::step(s, step, [2 * i, (2 * i + 1).min(left - 1)]);
-                        }
-                        four
-                    };
-                    sums.put(s, quad, row, s.sum_quads(four));
-                }
-            }
-            let mut sum = s.splat(0.0);
-            for quad in 0..quads {
-                let quarters = array!(4, |row| s.transpose_quads(sums.four(s, quad, row)));
-                let quarters = array!(4, |q| {
-                    s.transpose_lanes([quarters[0][q], quarters[1][q], quarters[2][q], quarters[3][q]])
-                });
-                for b in 0..8.min(blocks - 8 * quad) {
-                    let (chunk, half) = (b / 2, 2 * (b % 2));
-                    let a = a.small(8 * quad + b);
-                    let part = small_half(s, 0, quarters[half][chunk], a, s.splat(0.0));
-                    let part = small_half(s, 1, quarters[half + 1][chunk], a, part);
-                    let (d, m) = sums.scales(s, 8 * quad + b);
-                    sum = small_part::<S, B>(s, part, a, d, m, sum);
-                }
-            }
-            sum
+    unsafe fn add_quad<S: Isa>(
+        s: S,
+        sums: &Sums,
+        quad: usize,
+        a: Row,
+        first: usize,
+        left: usize,
+        mut sum: S::F,
+    ) -> S::F {
+        let quarters = array!(4, |row| s.transpose_quads(sums.four(s, quad, row)));
+        let quarters = array!(4, |q| {
+            s.transpose_lanes([quarters[0][q], quarters[1][q], quarters[2][q], quarters[3][q]])
+        });
+        for b in 0..left {
+            let (chunk, half) = (b / 2, 2 * (b % 2));
+            // SAFETY: the caller's.
+            let a = unsafe { a.small(first + b) };
+            let part = small_half(s, 0, quarters[half][chunk], a, s.splat(0.0));
+            let part = small_half(s, 1, quarters[half + 1][chunk], a, part);
+            let (d, m) = sums.scales(s, 8 * quad + b);
+            sum = small_part::<S, B>(s, part, a, d, m, sum);
         }
+        sum
     }
 
     #[inline(always)]
@@ -558,7 +586,7 @@ impl<D: Dot> Product<D> {
 
 impl<D: Dot + 'static> Kernel for Product<D> {
     fn scratch_bytes(&self) -> usize {
-        Self::panel_bytes(self.capacity).max(64 + D::few_bytes(self.activations.layout()))
+        Self::panel_bytes(self.capacity).max(64 + size_of::<Sums>())
     }
 
     fn tasks(&self, step: &Step) -> usize {
@@ -583,12 +611,13 @@ impl<D: Dot + 'static> Kernel for Product<D> {
             let memory = scratch.as_mut_ptr();
             let memory = memory.add(memory.align_offset(64));
             if problem.count < PANEL_ROWS {
+                let sums = &mut *memory.cast::<Sums>();
                 for row in groups {
                     let lanes = lanes(row);
                     for index in 0..problem.count {
                         let entry = problem.output(index);
                         let a = self.activations.row(problem.input(entry));
-                        self.store(s, entry, row, D::few(s, &lanes, a, layout, memory));
+                        self.store(s, entry, row, D::few(s, &lanes, a, layout, sums));
                     }
                 }
                 return;

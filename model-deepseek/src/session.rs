@@ -107,6 +107,9 @@ pub enum Stop {
 pub struct Generated {
     /// The tokens that the callback saw.
     pub tokens: Vec<u32>,
+    /// What the callback did not see, because the last tokens began a character that no token completed: U+FFFD, or
+    /// nothing.
+    pub tail: String,
     /// Why there are no more.
     pub stop: Stop,
 }
@@ -341,7 +344,7 @@ impl Session {
                 break Stop::Cancelled;
             }
         };
-        Ok(Generated { tokens, stop })
+        Ok(Generated { tokens, tail: decoder.finish(), stop })
     }
 
     /// Feeds the last token again if its logits are not known.

@@ -19,7 +19,7 @@ use std::{
 
 /// Perplexity of a text as llama-perplexity measures it, or the distance from reference logits.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "perplexity", version)]
 struct Options {
     #[command(flatten)]
     model: ModelOption,

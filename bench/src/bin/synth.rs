@@ -15,7 +15,7 @@ use std::{path::PathBuf, process::ExitCode, time::Instant};
 /// llama.cpp's quantizer chooses, and a vocabulary of the real size. The file appears under its name only when
 /// it is whole.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "synth", version)]
 struct Options {
     /// Whose shape
     #[arg(long, value_name = "SHAPE", value_parser = PossibleValuesParser::new(SHAPES.map(|shape| shape.name)))]

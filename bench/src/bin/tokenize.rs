@@ -17,7 +17,7 @@ use std::{
 /// Print the token ids of a text and the piece of each, or turn ids back into text. Only the tokenizer is read:
 /// the file need not hold tensors, the directory no weights.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "tokenize", version)]
 struct Options {
     /// A GGUF file, or a directory with a `tokenizer.json`
     #[arg(long, value_name = "FILE|DIR")]
@@ -25,7 +25,7 @@ struct Options {
     #[command(flatten)]
     input: Input,
     /// Parse control tokens that are written out in the text, such as `<｜User｜>`
-    #[arg(long)]
+    #[arg(long, conflicts_with = "decode")]
     special: bool,
     /// Put the token that begins a text in front
     #[arg(long, conflicts_with = "decode")]

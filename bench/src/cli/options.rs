@@ -31,7 +31,7 @@ impl From<CacheChoice> for CacheType {
 /// Treatment of activations beside quantised weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Activations {
-    /// Rounded to 8 bits in blocks, as the field does
+    /// Rounded to 8 bits, with a scale for at most 32 values
     #[default]
     Q8,
     /// Weights are decoded on the fly and nothing is rounded below f32: exact, and slow

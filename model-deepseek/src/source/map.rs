@@ -16,8 +16,8 @@ use std::{fs::File, io, path::Path, sync::Arc};
 /// # Errors
 /// [`SourceError::Io`]; [`SourceError::Invalid`] for an empty file or what is not a regular file.
 pub fn map(file: &Path) -> Result<HostBytes, SourceError> {
-    let handle = File::open(file).map_err(|e| SourceError::io(file, "open", e))?;
-    let facts = handle.metadata().map_err(|e| SourceError::io(file, "examine", e))?;
+    // Before it is opened: opening a pipe would wait for a writer.
+    let facts = std::fs::metadata(file).map_err(|e| SourceError::io(file, "open", e))?;
     if !facts.is_file() {
         let reason = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
         return Err(SourceError::io(file, "map", reason));
@@ -25,6 +25,7 @@ pub fn map(file: &Path) -> Result<HostBytes, SourceError> {
     if facts.len() == 0 {
         return Err(SourceError::invalid(file, super::Place::Header, "a model file", "an empty file"));
     }
+    let handle = File::open(file).map_err(|e| SourceError::io(file, "open", e))?;
     // SAFETY: the map is read-only and private to this process' view; that nobody truncates or rewrites the file
     // meanwhile cannot be checked and is the documented condition. All users see plain bytes (`&[u8]`), for
     // which every bit pattern is valid.

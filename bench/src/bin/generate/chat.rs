@@ -83,7 +83,8 @@ impl Conversation<'_> {
             if written.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         written?;
-        writeln!(out)?;
+        answer.push_str(&generated.tail);
+        writeln!(out, "{}", generated.tail)?;
         let decode = Rate::since(start, generated.tokens.len());
         eprintln!("prefill: {prefill}; decode: {decode}");
         self.messages.push(Message::new("assistant", answer));

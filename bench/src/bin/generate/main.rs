@@ -23,7 +23,7 @@ use std::{
 /// Austen. Standard output gets the text (after the prompt, if that is the program's own) or the JSON; rates and
 /// progress go to standard error.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "generate", version)]
 struct Options {
     /// A GGUF file (of a split set, any of its files) or a Hugging Face directory [default: the program's own]
     #[arg(long, value_name = "FILE|DIR")]
@@ -135,6 +135,8 @@ fn write(options: &Options, engine: &Engine, mut sampler: Sampler, prompt: &Prom
         if said.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     said?;
+    text.push_str(&generated.tail);
+    stream.say(&generated.tail)?;
     let decode = Rate::since(start, generated.tokens.len());
     stream.say("\n")?;
     if options.json {

@@ -53,7 +53,7 @@
 //!   is) the logits are the same bits whether a prompt is fed whole, in pieces or token by token, and whether a
 //!   session ran straight, was cut back, forked, or saved and restored. On others they agree within the
 //!   devices' bounds.
-//! * **Steps allocate nothing** beyond the first of their kind. One [`Engine`] holds the weights; each [`Session`]
+//! * **Steps build and plan nothing** beyond the first of their kind. One [`Engine`] holds the weights; each [`Session`]
 //!   is one sequence with caches of its own.
 //!
 //! # Where to read

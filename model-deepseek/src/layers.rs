@@ -52,8 +52,8 @@ pub(crate) fn decoder_layer(
     let y = g.rms_norm(&name("ffn_norm"), x, norm, eps)?;
     let y = match &config.feed_forward[layer] {
         FeedForward::Dense { width } => {
-            let w = dense::Weights::named(g, weights, layer, dense::Kind::Dense, d, *width)?;
-            dense::build(g, &w, layer, dense::Kind::Dense, y)?
+            let w = dense::Weights::named(g, weights, layer, "", d, *width)?;
+            dense::build(g, &w, layer, "", y)?
         }
         FeedForward::Experts(moe) => {
             let w = moe::Weights::named(g, weights, moe, d, layer)?;

@@ -167,10 +167,15 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn store_transposed(self, rows: &[Self::B; 16], to: *mut u8);
 }
 
-/// The lane of the first scale of 64 values, among those of 256. Of groups of 16 there are four in each chunk, side
-/// by side. Of groups of 32 there are two, and four lanes of something else (the minima) follow each four.
+/// The lane of a group's scale, among those of 256 values in groups of 16 or 32. Scales of groups of 16 lie side by
+/// side; of groups of 32, four lanes of something else (the minima) follow each four scales.
+pub(crate) const fn scale_lane(sub: usize, group: usize) -> usize {
+    if sub == 16 { group } else { group + group / 4 * 4 }
+}
+
+/// The lane of the first scale of a chunk of 64 values.
 pub(crate) const fn first_scale(sub: usize, chunk: usize) -> usize {
-    if sub == 16 { 4 * chunk } else { 2 * chunk + chunk / 2 * 4 }
+    scale_lane(sub, chunk * (64 / sub))
 }
 
 /// An instruction set by name, as `FATHOM_ISA` takes it.

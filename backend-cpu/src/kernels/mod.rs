@@ -71,7 +71,7 @@ pub(crate) trait Kernel: Send + Sync {
         0
     }
 
-    /// Number of tasks in `step`.
+    /// Number of tasks in `step`. Depends on nothing else: it is asked before earlier kernels have run.
     fn tasks(&self, step: &Step) -> usize;
 
     /// Runs a task: `#[inline(always)]` in implementations.

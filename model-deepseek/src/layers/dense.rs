@@ -4,25 +4,6 @@ use super::NamedWeights;
 use crate::source::SourceError;
 use graph::{BuildError, GraphBuilder, Value};
 
-/// Where the network stands.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// In a layer without experts.
-    Dense,
-    /// Beside the routed experts, for all tokens.
-    Shared,
-}
-
-impl Kind {
-    /// What follows `ffn_gate` in the names of tensors.
-    fn suffix(self) -> &'static str {
-        match self {
-            Kind::Dense => "",
-            Kind::Shared => "_shexp",
-        }
-    }
-}
-
 pub(super) struct Weights {
     /// `[width, d]`.
     gate: Value,
@@ -33,15 +14,16 @@ pub(super) struct Weights {
 }
 
 impl Weights {
+    /// `suffix` follows `ffn_gate` in the names of tensors: nothing in a layer without experts, `_shexp` for the
+    /// shared experts.
     pub(super) fn named(
         g: &mut GraphBuilder,
         weights: &NamedWeights<'_>,
         layer: usize,
-        kind: Kind,
+        suffix: &str,
         d: usize,
         width: usize,
     ) -> Result<Self, SourceError> {
-        let suffix = kind.suffix();
         let name = |part: &str| format!("blk.{layer}.ffn_{part}{suffix}.weight");
         Ok(Weights {
             gate: weights.get(g, &name("gate"), &[width, d])?,
@@ -56,10 +38,9 @@ pub(super) fn build(
     g: &mut GraphBuilder,
     w: &Weights,
     layer: usize,
-    kind: Kind,
+    suffix: &str,
     x: Value,
 ) -> Result<Value, BuildError> {
-    let suffix = kind.suffix();
     let name = |part: &str| format!("blk.{layer}.ffn_{part}{suffix}");
     let gate = g.matmul(&name("gate"), w.gate, x)?;
     let up = g.matmul(&name("up"), w.up, x)?;

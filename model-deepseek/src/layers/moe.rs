@@ -52,7 +52,7 @@ impl Weights {
             down: weights.get(g, &name("down_exps"), &[c.experts, d, c.width])?,
             shared: match c.shared_width {
                 0 => None,
-                width => Some(dense::Weights::named(g, weights, layer, dense::Kind::Shared, d, width)?),
+                width => Some(dense::Weights::named(g, weights, layer, "_shexp", d, width)?),
             },
         })
     }
@@ -77,6 +77,6 @@ pub(super) fn build(
     let routed = g.combine_experts(&name("combine"), each, weights)?;
 
     let Some(shared) = &w.shared else { return Ok(routed) };
-    let shared = dense::build(g, shared, layer, dense::Kind::Shared, x)?;
+    let shared = dense::build(g, shared, layer, "_shexp", x)?;
     g.add(&name("out"), routed, shared)
 }

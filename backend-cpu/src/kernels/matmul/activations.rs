@@ -11,7 +11,7 @@
 
 use crate::{
     builder::Builder,
-    isa::Isa,
+    isa::{Isa, scale_lane},
     kernels::{Kernel, Scratch},
     tensor::Tensor,
 };
@@ -243,7 +243,7 @@ unsafe fn k_block<S: Isa, const GROUP: usize>(s: S, x: *const f32, q: *mut i8) -
                 s.store_i8(q.add(i), s.round_i32(scaled));
             }
             let sum = (scale * sum_of(q.add(GROUP * group), GROUP)) as i16;
-            let lane = if GROUP == 16 { group } else { group + group / 4 * 4 };
+            let lane = scale_lane(GROUP, group);
             to.lanes[lane] = scale as i16;
             to.lane_sums[if GROUP == 16 { lane } else { lane + 4 }] = sum;
             to.sums[group] = sum;

@@ -10,7 +10,7 @@ use super::{
     pairing::Pairing,
 };
 use crate::{
-    isa::Isa,
+    isa::{Isa, scale_lane},
     kernels::{
         Kernel, Scratch,
         formats::{KBlock, SmallBlock},
@@ -359,7 +359,7 @@ impl<B: KBlock> Dot for OfK<B> {
             dmin[row] = u16::from_le_bytes(block.dmin());
             let (scales, minima) = (block.scales().to_le_bytes(), block.minima().to_le_bytes());
             for group in 0..256 / B::GROUP {
-                let lane = if B::GROUP == 16 { group } else { group + group / 4 * 4 };
+                let lane = scale_lane(B::GROUP, group);
                 let min = if B::GROUP == 16 { minima[lane] } else { scales[lane + 4] };
                 panel.scales[group][row] = i32::from(scales[lane] as i8);
                 panel.minima[group / 2][row][group % 2] = i16::from(min as i8);

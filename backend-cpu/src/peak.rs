@@ -4,12 +4,12 @@
 use crate::{
     buffer::Memory,
     isa::{Isa, Level},
-    kernels::{Kernel, Scratch, bind},
+    kernels::{BoundKernel, Kernel, Scratch, bind},
     memory,
-    pool::Team,
+    pool::{Job, Member, Order, Poisoned, Team},
 };
 use backend_api::Step;
-use std::{hint::black_box, time::Instant};
+use std::{hint::black_box, sync::Arc, time::Instant};
 
 /// GB/s (10⁹ bytes) that `threads` threads read from memory: the best of several passes over 1 GiB, or a quarter
 /// of the free memory if that is less. 0 where the system gives no threads or no memory.
@@ -41,16 +41,25 @@ pub fn int8_gmac_s(threads: usize) -> f64 {
 /// The shortest time of `passes` runs of a kernel.
 fn best_seconds(threads: usize, passes: usize, kernel: impl Kernel + 'static) -> Option<f64> {
     let team = Team::new("peak", threads).ok()?;
-    let kernel = bind(kernel, Level::best());
-    let step = Step { rows: 0, past: 0, outputs: 0 };
+    let alone = Arc::new(Alone(bind(kernel, Level::best())));
+    let order = Order { step: Step { rows: 0, past: 0, outputs: 0 }, timed_since: None };
     let pass = || {
         let start = Instant::now();
-        // SAFETY: the kernels here touch nothing but memory that outlives this, each task a part of its own.
-        let run = |task, scratch: &mut Scratch| unsafe { kernel.run(&step, task, scratch) };
-        team.turn().run(|member| member.phase(kernel.tasks(&step), run, || ())).ok()?;
+        team.turn().run(&alone, order).ok()?;
         Some(start.elapsed().as_secs_f64())
     };
     (0..passes).map(|_| pass()).try_fold(f64::INFINITY, |best, time| Some(best.min(time?)))
+}
+
+/// One kernel as a job.
+struct Alone(Box<dyn BoundKernel>);
+
+impl Job for Alone {
+    fn work(&self, member: &mut Member<'_>, order: &Order) -> Result<(), Poisoned> {
+        // SAFETY: the kernels here touch nothing but memory that outlives the job, each task a part of its own.
+        let run = |task, scratch: &mut Scratch| unsafe { self.0.run(&order.step, task, scratch) };
+        member.phase(self.0.tasks(&order.step), run, || ())
+    }
 }
 
 struct Write {

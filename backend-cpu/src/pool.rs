@@ -1,34 +1,72 @@
 //! The threads of a device.
 //!
-//! A program enters the pool once and its phases follow each other: no fork, join, lock or allocation per
-//! operation. Measured with two threads: entering costs 15 µs, a `rayon::broadcast` for each phase 1 to 16 µs, a
-//! phase here less than 1 µs.
+//! A program is handed to the team once, and its phases follow each other: no fork, join, lock or allocation per
+//! operation, and no allocation per program either (rayon's `broadcast` makes one, and costs 1 to 16 µs where a
+//! phase here costs less than 1 µs).
 //!
 //! A phase ends when its *tasks* are done, not when all members have arrived: who was late, because the system
-//! gave its core to somebody else, finds the phase over and catches up. So only work is ever waited for.
+//! gave its core to somebody else, finds the phase over and catches up, and who comes after the last phase does
+//! not enter at all. So only work is ever waited for.
 
 use crate::kernels::Scratch;
+use backend_api::Step;
 use std::{
     any::Any,
     hint, io,
     ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    thread,
+    thread::{self, JoinHandle},
+    time::Instant,
 };
 
-/// Threads that work on one program at a time.
+/// Threads that work on one job at a time: the caller's, which is member 0, and those of the team.
 pub(crate) struct Team {
-    /// None for one thread, which is the caller's.
-    pool: Option<rayon::ThreadPool>,
-    /// Held while a program runs: programs of one device take turns.
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What members work on together.
+pub(crate) trait Job: Send + Sync {
+    /// The part of one member. All members go through the same phases.
+    fn work(&self, member: &mut Member<'_>, order: &Order) -> Result<(), Poisoned>;
+}
+
+/// What a job is to do this time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order {
+    pub(crate) step: Step,
+    /// When it began, if operations are to be timed.
+    pub(crate) timed_since: Option<Instant>,
+}
+
+/// What the threads of a team share.
+struct Shared {
+    /// Held while a job is done: programs of one device take turns.
     turn: Mutex<()>,
-    /// One for each member. Locked once per program, never contended.
+    /// One for each member. Locked once per job, never contended.
     scratch: Vec<Mutex<Scratch>>,
     progress: Progress,
+    hand: Mutex<Hand>,
+    /// Counts the jobs handed out; the same as `Hand::number`, to wait for without the lock.
+    number: Line<AtomicU64>,
+    /// Members that hold the job, besides the caller.
+    inside: AtomicUsize,
+    /// The message of the first panic in a job.
+    panic: Mutex<Option<String>>,
+}
+
+/// How a job gets from the caller to the other members.
+#[derive(Default)]
+struct Hand {
+    number: u64,
+    /// None between jobs.
+    job: Option<(Arc<dyn Job>, Order)>,
+    /// The team is dropped.
+    closed: bool,
 }
 
 /// Alone on its cache lines (two: processors fetch them in pairs), so that who writes it disturbs nobody else.
@@ -45,7 +83,7 @@ impl<T> Deref for Line<T> {
 
 /// One thread in [`Turn::run`].
 pub(crate) struct Member<'a> {
-    team: &'a Team,
+    team: &'a Shared,
     scratch: &'a mut Scratch,
     /// The phases behind it.
     phase: u32,
@@ -53,7 +91,7 @@ pub(crate) struct Member<'a> {
 
 /// The turn of whoever holds it: nothing runs on the team meanwhile.
 pub(crate) struct Turn<'a> {
-    team: &'a Team,
+    team: &'a Shared,
     _guard: MutexGuard<'a, ()>,
 }
 
@@ -63,70 +101,118 @@ pub(crate) struct Poisoned;
 
 impl Team {
     pub(crate) fn new(name: &str, threads: usize) -> io::Result<Team> {
-        let pool = match threads {
-            0 | 1 => None,
-            _ => {
-                let name = name.to_owned();
-                let builder = rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .thread_name(move |index| format!("{name}-{index}"));
-                Some(builder.build().map_err(io::Error::other)?)
-            }
-        };
         let threads = threads.max(1);
-        Ok(Team {
-            pool,
-            turn: Mutex::new(()),
+        let shared = Arc::new(Shared {
+            turn: Mutex::default(),
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
             progress: Progress::default(),
-        })
+            hand: Mutex::default(),
+            number: Line::default(),
+            inside: AtomicUsize::new(0),
+            panic: Mutex::default(),
+        });
+        // Where a thread does not start, dropping the team ends those that did.
+        let mut team = Team { shared, threads: Vec::new() };
+        for index in 1..threads {
+            let shared = Arc::clone(&team.shared);
+            let builder = thread::Builder::new().name(format!("{name}-{index}"));
+            team.threads.push(builder.spawn(move || shared.serve(index))?);
+        }
+        Ok(team)
     }
 
     pub(crate) fn threads(&self) -> usize {
-        self.scratch.len()
+        self.shared.threads()
     }
 
     /// Gives every member at least `bytes` of scratch.
     pub(crate) fn reserve(&self, bytes: usize) {
-        for scratch in &self.scratch {
+        for scratch in &self.shared.scratch {
             lock(scratch).reserve(bytes);
         }
     }
 
-    /// Waits until no program runs.
+    /// Waits until no job is under way.
     pub(crate) fn turn(&self) -> Turn<'_> {
-        Turn { team: self, _guard: lock(&self.turn) }
+        Turn { team: &self.shared, _guard: lock(&self.shared.turn) }
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.hand_out(Hand { closed: true, ..Hand::default() });
+        for thread in self.threads.drain(..) {
+            // It has nothing to tell: panics of jobs are caught.
+            drop(thread.join());
+        }
     }
 }
 
 impl Turn<'_> {
-    /// Runs `body` on every member and returns when all are done. All members go through the same phases.
+    /// Does `job` with all members and returns when nobody is at it any more.
     ///
     /// # Errors
     /// The message of a panic in one of them.
-    pub(crate) fn run(
-        &self,
-        body: impl Fn(&mut Member<'_>) -> Result<(), Poisoned> + Sync,
-    ) -> Result<(), String> {
+    pub(crate) fn run(&self, job: &Arc<impl Job + 'static>, order: Order) -> Result<(), String> {
         let team = self.team;
         team.progress.reset();
-        let panics = Mutex::new(None);
-        let work = |index: usize| {
-            let mut scratch = lock(&team.scratch[index]);
-            let mut member = Member { team, scratch: &mut scratch, phase: 0 };
-            // A member that left without telling would let the others wait for ever.
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(&mut member))) {
-                team.progress.poison();
-                lock(&panics).get_or_insert_with(|| message(panic.as_ref()));
-            }
-        };
-        match &team.pool {
-            Some(pool) => drop(pool.broadcast(|context| work(context.index()))),
-            None => work(0),
+        if team.threads() > 1 {
+            let job = Arc::clone(job) as Arc<dyn Job>;
+            team.hand_out(Hand { job: Some((job, order)), ..Hand::default() });
         }
-        match panics.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(panic) => Err(panic),
-            None => Ok(()),
+        team.take_part(0, job.as_ref(), &order);
+        if team.threads() > 1 {
+            lock(&team.hand).job = None;
+            team.progress.wait_until(|| team.inside.load(Ordering::SeqCst) == 0);
+        }
+        lock(&team.panic).take().map_or(Ok(()), Err)
+    }
+}
+
+impl Shared {
+    fn threads(&self) -> usize {
+        self.scratch.len()
+    }
+
+    /// Numbers what is handed out, and wakes the members.
+    fn hand_out(&self, next: Hand) {
+        let mut hand = lock(&self.hand);
+        let number = hand.number + 1;
+        *hand = Hand { number, ..next };
+        drop(hand);
+        self.number.store(number, Ordering::SeqCst);
+        self.progress.wake_sleepers();
+    }
+
+    /// The life of a member that is not the caller.
+    fn serve(&self, index: usize) {
+        let mut seen = 0;
+        loop {
+            self.progress.wait_until(|| self.number.load(Ordering::SeqCst) != seen);
+            let hand = lock(&self.hand);
+            seen = hand.number;
+            if hand.closed {
+                return;
+            }
+            let Some((job, order)) = hand.job.clone() else { continue };
+            // Before the caller can take the job back, which it does under this lock.
+            self.inside.fetch_add(1, Ordering::SeqCst);
+            drop(hand);
+            self.take_part(index, job.as_ref(), &order);
+            // The job is dropped by its caller, and never here.
+            drop(job);
+            self.inside.fetch_sub(1, Ordering::SeqCst);
+            self.progress.wake_sleepers();
+        }
+    }
+
+    fn take_part(&self, index: usize, job: &dyn Job, order: &Order) {
+        let mut scratch = lock(&self.scratch[index]);
+        let mut member = Member { team: self, scratch: &mut scratch, phase: 0 };
+        // A member that left without telling would let the others wait for ever.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job.work(&mut member, order))) {
+            lock(&self.panic).get_or_insert_with(|| message(panic.as_ref()));
+            self.progress.poison();
         }
     }
 }
@@ -273,7 +359,28 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backend_api::Step;
     use std::time::Duration;
+
+    /// A job without a program.
+    struct Body<F>(F);
+
+    impl<F: Fn(&mut Member<'_>) -> Result<(), Poisoned> + Send + Sync> Job for Body<F> {
+        fn work(&self, member: &mut Member<'_>, _: &Order) -> Result<(), Poisoned> {
+            (self.0)(member)
+        }
+    }
+
+    fn run(
+        team: &Team,
+        body: impl Fn(&mut Member<'_>) -> Result<(), Poisoned> + Send + Sync + 'static,
+    ) -> Result<(), String> {
+        let order = Order { step: Step { rows: 1, past: 0, outputs: 1 }, timed_since: None };
+        let job = Arc::new(Body(body));
+        let outcome = team.turn().run(&job, order);
+        assert_eq!(Arc::strong_count(&job), 1, "nobody else holds the job");
+        outcome
+    }
 
     fn counters(n: usize) -> Vec<AtomicUsize> {
         (0..n).map(|_| AtomicUsize::new(0)).collect()
@@ -285,8 +392,9 @@ mod tests {
         let team = Team::new("test", threads).expect("threads");
         for _ in 0..rounds {
             let counts = counters(41);
-            let finished = AtomicUsize::new(0);
-            let outcome = team.turn().run(|member| {
+            let finished = Arc::new(AtomicUsize::new(0));
+            let ends = Arc::clone(&finished);
+            let outcome = run(&team, move |member| {
                 for phase in 0..60 {
                     let tasks = phase % 42;
                     let task = |task: usize, _: &mut Scratch| {
@@ -301,14 +409,14 @@ mod tests {
                             let want = (0..=phase).filter(|earlier| task < earlier % 42).count();
                             assert_eq!(count.load(Ordering::Relaxed), want, "end of phase {phase}");
                         }
-                        finished.fetch_add(1, Ordering::Relaxed);
+                        ends.fetch_add(1, Ordering::Relaxed);
                     };
                     member.phase(tasks, task, finish)?;
                 }
                 Ok(())
             });
             outcome.expect("every count as expected");
-            assert_eq!(finished.into_inner(), 60 - 2, "two phases have no tasks");
+            assert_eq!(finished.load(Ordering::Relaxed), 60 - 2, "two phases have no tasks");
         }
     }
 
@@ -324,8 +432,8 @@ mod tests {
     fn who_is_late_is_not_waited_for() {
         let team = Team::new("test", 2).expect("threads");
         let entered = AtomicUsize::new(0);
-        let outcome = team.turn().run(|member| {
-            // One of the two stays outside until the other has done everything alone.
+        let outcome = run(&team, move |member| {
+            // One of the two, if it comes at all, stays outside until the other has done everything alone.
             let alone = entered.fetch_add(1, Ordering::Relaxed) == 0;
             while !alone && entered.load(Ordering::Acquire) < 1000 {
                 thread::yield_now();
@@ -342,11 +450,11 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_one_member_ends_the_program_and_the_team_goes_on() {
+    fn a_panic_of_one_member_ends_the_job_and_the_team_goes_on() {
         for threads in [1, 2, 3] {
             let team = Team::new("test", threads).expect("threads");
             for slow in [false, true] {
-                let outcome = team.turn().run(|member| {
+                let outcome = run(&team, move |member| {
                     let task = |task, _: &mut Scratch| {
                         if task == 5 {
                             // The others sleep by then.
@@ -363,25 +471,55 @@ mod tests {
         }
     }
 
+    #[test]
+    fn after_a_panic_nobody_is_at_work_any_more() {
+        let team = Team::new("test", 3).expect("threads");
+        for _ in 0..20 {
+            let at_work = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&at_work);
+            let outcome = run(&team, move |member| {
+                let task = |task, _: &mut Scratch| {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    if task == 1 {
+                        count.fetch_sub(1, Ordering::SeqCst);
+                        panic!("broken");
+                    }
+                    thread::sleep(Duration::from_millis(2));
+                    count.fetch_sub(1, Ordering::SeqCst);
+                };
+                member.phase(6, task, || ())
+            });
+            assert!(outcome.is_err());
+            assert_eq!(at_work.load(Ordering::SeqCst), 0);
+        }
+    }
+
     fn check_sum(team: &Team) {
-        let sum = AtomicUsize::new(0);
-        let task = |task, _: &mut Scratch| {
-            sum.fetch_add(task, Ordering::Relaxed);
+        let sum = Arc::new(AtomicUsize::new(0));
+        let total = Arc::clone(&sum);
+        let body = move |member: &mut Member<'_>| {
+            let task = |task, _: &mut Scratch| {
+                total.fetch_add(task, Ordering::Relaxed);
+            };
+            member.phase(100, task, || ())
         };
-        team.turn().run(|member| member.phase(100, task, || ())).expect("no panic");
-        assert_eq!(sum.into_inner(), 4950);
+        run(team, body).expect("no panic");
+        assert_eq!(sum.load(Ordering::Relaxed), 4950);
     }
 
     #[test]
     fn sleepers_wake() {
         let team = Team::new("test", 3).expect("threads");
-        let outcome = team.turn().run(|member| {
-            for _ in 0..5 {
-                member.phase(1, |_, _| thread::sleep(Duration::from_millis(5)), || ())?;
-            }
-            Ok(())
-        });
-        outcome.expect("no panic");
+        for _ in 0..3 {
+            let outcome = run(&team, |member| {
+                for _ in 0..5 {
+                    member.phase(1, |_, _| thread::sleep(Duration::from_millis(5)), || ())?;
+                }
+                Ok(())
+            });
+            outcome.expect("no panic");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]

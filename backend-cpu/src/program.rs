@@ -6,7 +6,7 @@ use crate::{
     isa::Level,
     kernels::Scratch,
     ops,
-    pool::{Member, Poisoned, Team},
+    pool::{Job, Member, Order, Poisoned, Team},
     tensor::Tensor,
 };
 use backend_api::{
@@ -26,8 +26,15 @@ pub(crate) struct CpuProgram {
     name: String,
     capacity: Capacity,
     team: Arc<Team>,
+    kernels: Arc<Kernels>,
+}
+
+/// What the members of a team work on together.
+struct Kernels {
     phases: Vec<Phase>,
     ops: Vec<OpRecord>,
+    /// Nanoseconds from the start of a timed run to the end of the last phase, whoever ended it.
+    last_end: AtomicU64,
     /// Kernels point into these.
     _memory: Vec<Memory>,
     _buffers: Vec<BufferRef>,
@@ -38,25 +45,6 @@ struct OpRecord {
     name: String,
     desc: OpDesc,
     nanoseconds: AtomicU64,
-}
-
-/// Time between the ends of phases, whoever ends them.
-struct Clock {
-    start: Instant,
-    /// Nanoseconds from the start to the last lap.
-    last: AtomicU64,
-}
-
-impl Clock {
-    fn start() -> Self {
-        Clock { start: Instant::now(), last: AtomicU64::new(0) }
-    }
-
-    /// Nanoseconds since the last lap.
-    fn lap(&self) -> u64 {
-        let now = self.start.elapsed().as_nanos() as u64;
-        now.saturating_sub(self.last.swap(now, Ordering::Relaxed))
-    }
 }
 
 impl CpuProgram {
@@ -92,27 +80,43 @@ impl CpuProgram {
             device: device.to_owned(),
             capacity: program.capacity,
             team,
-            phases,
-            ops: program.ops.iter().map(record).collect(),
-            _memory: memory,
+            kernels: Arc::new(Kernels {
+                phases,
+                ops: program.ops.iter().map(record).collect(),
+                last_end: AtomicU64::new(0),
+                _memory: memory,
+                _buffers: program.buffers,
+            }),
             name: program.name,
-            _buffers: program.buffers,
         })
     }
 
-    /// The part of one member. With a `clock`, operations are kept apart and timed.
-    fn work(&self, member: &mut Member<'_>, step: &Step, clock: Option<&Clock>) -> Result<(), Poisoned> {
+    fn fault(&self, reason: String) -> DeviceError {
+        DeviceError::Driver {
+            device: self.device.clone(),
+            reason: format!("program {}: {reason}", self.name),
+        }
+    }
+}
+
+impl Job for Kernels {
+    /// In a timed run, operations are kept apart.
+    fn work(&self, member: &mut Member<'_>, order: &Order) -> Result<(), Poisoned> {
+        let Order { step, timed_since } = order;
         let mut phases = self.phases.as_slice();
         while let Some(first) = phases.first() {
             let tasks = first.kernel.tasks(step);
             // Kernels of one task that follow each other are one task: nothing to wait for between.
-            let alike =
-                |phase: &&Phase| phase.kernel.tasks(step) <= 1 && (clock.is_none() || phase.op == first.op);
+            let alike = |phase: &&Phase| {
+                phase.kernel.tasks(step) <= 1 && (timed_since.is_none() || phase.op == first.op)
+            };
             let count = if tasks <= 1 { phases.iter().take_while(alike).count() } else { 1 };
             let (now, later) = phases.split_at(count);
             let finish = || {
-                if let Some(clock) = clock {
-                    self.ops[first.op].nanoseconds.fetch_add(clock.lap(), Ordering::Relaxed);
+                if let Some(start) = timed_since {
+                    let now = start.elapsed().as_nanos() as u64;
+                    let lap = now.saturating_sub(self.last_end.swap(now, Ordering::Relaxed));
+                    self.ops[first.op].nanoseconds.fetch_add(lap, Ordering::Relaxed);
                 }
             };
             if tasks > 1 {
@@ -133,13 +137,6 @@ impl CpuProgram {
         }
         Ok(())
     }
-
-    fn fault(&self, reason: String) -> DeviceError {
-        DeviceError::Driver {
-            device: self.device.clone(),
-            reason: format!("program {}: {reason}", self.name),
-        }
-    }
 }
 
 impl Program for CpuProgram {
@@ -148,17 +145,18 @@ impl Program for CpuProgram {
         if step.rows > rows || step.outputs > outputs || step.kv_len() > kv_len {
             return Err(self.fault(format!("{step:?} is beyond its {:?}", self.capacity)));
         }
-        let timed = observer.wants_ops();
-        if timed {
-            self.ops.iter_mut().for_each(|op| *op.nanoseconds.get_mut() = 0);
-        }
+        let kernels = &self.kernels;
         let turn = self.team.turn();
-        let clock = timed.then(Clock::start);
-        turn.run(|member| self.work(member, step, clock.as_ref()))
+        let timed_since = observer.wants_ops().then(|| {
+            kernels.last_end.store(0, Ordering::Relaxed);
+            kernels.ops.iter().for_each(|op| op.nanoseconds.store(0, Ordering::Relaxed));
+            Instant::now()
+        });
+        turn.run(kernels, Order { step: *step, timed_since })
             .map_err(|panic| self.fault(format!("a kernel failed: {panic}")))?;
         drop(turn);
-        if timed {
-            for op in &self.ops {
+        if timed_since.is_some() {
+            for op in &kernels.ops {
                 let (bytes, macs) = work(&op.desc, step);
                 let time = Duration::from_nanos(op.nanoseconds.load(Ordering::Relaxed));
                 let kind = op.desc.op.kind().to_string();

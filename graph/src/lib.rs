@@ -86,6 +86,7 @@
 
 pub mod assign;
 mod builder;
+pub mod compare;
 mod devices;
 mod executor;
 mod facts;
@@ -106,6 +107,7 @@ mod weights;
 
 pub use assign::{FallBack, Reason, Traffic};
 pub use builder::{BuildError, GraphBuilder, Problem, RegionBuilder};
+pub use compare::Comparison;
 pub use devices::{DeviceIndex, Devices};
 pub use executor::{Executor, RunError};
 pub use graph::{Graph, Node, NodeIndex, Part, Region, Storage, StorageIndex, StorageKind, Value, ValueInfo};

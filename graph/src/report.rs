@@ -143,7 +143,7 @@ pub fn reason(plan: &Plan, node: NodeIndex) -> String {
             let name = storage_name(plan, storage);
             match plan.graph().storages()[storage].kind {
                 StorageKind::State => format!("it writes {name}, which lives on {owner}"),
-                _ => format!("it reads {name}, which the user put on {owner}"),
+                _ => format!("it reads {name}, which was placed on {owner}"),
             }
         }
         Reason::RegionOf(state) => {

@@ -2,7 +2,7 @@
 
 use crate::{Error, Model, Session};
 use backend_api::{Capacity, DType, Precision};
-use graph::{Devices, Placement, Plan, Progress, Weights};
+use graph::{Devices, Needs, Placement, Plan, Progress, Weights};
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// The context that is used unless one is asked for, where the model was trained for more.
@@ -133,6 +133,19 @@ impl Plans {
             cache: options.cache,
             precision: options.precision,
         })
+    }
+
+    /// Bytes that each device must have for weights and one session: both plans' weights, each once, the caches, and
+    /// the scratch memory of both.
+    pub fn needs(&self) -> Vec<Needs> {
+        let mut needs = self.decode.needs();
+        for (needs, prefill) in needs.iter_mut().zip(self.prefill.needs()) {
+            needs.scratch += prefill.scratch;
+        }
+        for place in self.prefill.weights.iter().filter(|place| !self.decode.weights.contains(place)) {
+            needs[place.device].weights += place.bytes;
+        }
+        needs
     }
 }
 

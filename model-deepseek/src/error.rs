@@ -1,6 +1,9 @@
 //! What can go wrong between a path and a text.
 
-use crate::{config::ConfigError, sampling::SamplingError, session::SessionError, source::SourceError};
+use crate::{
+    config::ConfigError, placement::Shortage, sampling::SamplingError, session::SessionError,
+    source::SourceError,
+};
 use graph::{BuildError, LoadError, PlanError, RunError};
 use std::path::PathBuf;
 use thiserror::Error;
@@ -47,7 +50,10 @@ pub enum Error {
     /// Sampling options, or logits that cannot be sampled.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
-    /// An option of [`Options`](crate::Options).
+    /// What was asked for does not fit.
+    #[error("it does not fit: {0}")]
+    Shortage(Shortage),
+    /// An option of [`Options`](crate::Options) or [`PlacementOptions`](crate::PlacementOptions).
     #[error("{option}: expected {expected}, found {found}")]
     Option {
         /// Which.

@@ -120,7 +120,7 @@ fn run(options: Options) -> Result<(), Failure> {
     let report = Report { model: name, threads: devices.threads, roofline, tests: outcomes };
     match options.format {
         Format::Json => print_json(&report),
-        Format::Table => Ok(print_table(&report, &engine, devices.description())?),
+        Format::Table => Ok(print_table(&report, &engine, &devices.description())?),
     }
 }
 

@@ -8,21 +8,24 @@ mod devices;
 mod model;
 mod options;
 mod output;
+mod placement;
+mod rates;
 
-pub use devices::{DeviceOptions, OpenDevices};
-pub use model::{ModelOption, loaded, opened};
+pub use devices::{DeviceName, DeviceOptions, DeviceRates, OpenDevices};
+pub use model::{ModelOption, loaded, opened, placed};
 pub use options::{Activations, CacheChoice, RunOptions, SamplingOptions};
 pub use output::{Progress, Rate, print_json};
+pub use placement::{AbsorbArg, CacheLayers, FitArg, LayerCount, OverrideArg, PlacementArgs, Switch};
 
 use clap::Parser;
-use std::{error::Error, io, process::ExitCode};
+use std::{env, error::Error, io, process::ExitCode};
 
 /// Whatever ends a program early.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
 /// Parses the command line, runs the program, and turns a failure into a line and an exit code.
 pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<(), Failure>) -> ExitCode {
-    match run(A::parse()) {
+    match run(A::parse_from(placement::long_names(env::args_os()))) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has seen enough: `generate | head -1`.
         Err(failure) if is_broken_pipe(&*failure) => ExitCode::SUCCESS,
@@ -31,6 +34,19 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<(), Failure>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Parses the value of an option that is a command line of its own.
+///
+/// # Errors
+/// The first line of what clap says.
+pub fn parse<A: Parser>(option: &str, words: Vec<String>) -> Result<A, Failure> {
+    let words = placement::long_names(words.into_iter().map(Into::into));
+    A::try_parse_from(words).map_err(|error| {
+        let text = error.to_string();
+        let line = text.lines().next().unwrap_or_default();
+        format!("{option}: {}", line.strip_prefix("error: ").unwrap_or(line)).into()
+    })
 }
 
 /// The message with those of its causes that it does not hold already.

@@ -2,7 +2,7 @@
 
 use super::{Failure, OpenDevices, Progress};
 use clap::Args;
-use model_deepseek::{Engine, Model, Options, Plans};
+use model_deepseek::{Engine, Model, Options, Placed, Plans};
 use std::{path::PathBuf, sync::Arc};
 
 /// Which model.
@@ -31,13 +31,24 @@ pub fn opened(model: Model) -> Arc<Model> {
     Arc::new(model)
 }
 
+/// Plans a model as the user said; notices go to standard error.
+///
+/// # Errors
+/// Options that do not fit the model, or the devices.
+pub fn placed(model: &Model, devices: &OpenDevices, options: &Options) -> Result<Plans, Failure> {
+    let Placed { plans, notices } = devices.placement.place(model, &devices.devices, options)?;
+    for notice in notices {
+        eprintln!("notice: {notice}");
+    }
+    Ok(plans)
+}
+
 /// Plans, and loads the weights with a bar.
 ///
 /// # Errors
 /// Options that do not fit the model, weights that cannot be had, devices without room.
 pub fn loaded(model: &Arc<Model>, devices: &OpenDevices, options: &Options) -> Result<Engine, Failure> {
-    let placement = devices.placement(model.config().layers());
-    let plans = Plans::new(model, &devices.devices, &placement, options)?;
+    let plans = placed(model, devices, options)?;
     let progress = Progress::bytes("loading", 0);
     let engine = Engine::load(model, &devices.devices, plans, &mut |at| progress.at(at.done, at.total))?;
     Ok(engine)

@@ -1,0 +1,133 @@
+//! What a model would do on some devices, and why: without its weights, and without the devices.
+
+use backend_api::Step;
+use bench::cli::{self, DeviceOptions, Failure, ModelOption, OpenDevices, RunOptions, placed, print_json};
+use clap::{Parser, ValueEnum};
+use graph::{Comparison, Plan, Report, picture};
+use model_deepseek::Model;
+use std::{
+    fmt::Display,
+    io::{self, Write},
+    process::ExitCode,
+    sync::Arc,
+};
+
+/// Show what runs where and why, what crosses between devices, and what memory that takes. Reads a model's header
+/// only, and no device need be there: name a hypothetical one with --device null:gpu:24GiB.
+#[derive(Parser)]
+#[command(name = "placement", version)]
+struct Options {
+    #[command(flatten)]
+    model: ModelOption,
+    /// Tokens in the step: 1 to decode, more to read a prompt
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    tokens: u32,
+    /// Rows of the caches that the step reads, with its own [default: all of --ctx]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    kv_len: Option<u32>,
+    /// Tokens that the caches hold [default: what the model was trained for, at most 4096]
+    #[arg(long, value_name = "N")]
+    ctx: Option<usize>,
+    /// Show two placements side by side: this one, and the same with further options, in quotes [without a value:
+    /// with --ownership-check off]
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, allow_hyphen_values = true,
+          default_missing_value = "--ownership-check off")]
+    compare: Option<String>,
+    /// What to print
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    format: Format,
+    #[command(flatten)]
+    run: RunOptions,
+    #[command(flatten)]
+    devices: DeviceOptions,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Splits, nodes, transfers, memory
+    Table,
+    /// The same as one JSON object
+    Json,
+    /// A picture (of one placement)
+    Svg,
+}
+
+/// The options after `--compare`.
+#[derive(Parser)]
+#[command(name = "--compare", no_binary_name = true)]
+struct Second {
+    #[command(flatten)]
+    devices: DeviceOptions,
+}
+
+fn main() -> ExitCode {
+    cli::main(run)
+}
+
+fn run(options: Options) -> Result<(), Failure> {
+    let second = options.second()?;
+    let model = options.model.open()?;
+    let (plan, step) = options.plan(&model, &options.devices)?;
+    let report = Report::new(&plan, &step);
+    let Some(second) = second else {
+        return match options.format {
+            Format::Table => print(&report),
+            Format::Json => print_json(&report),
+            Format::Svg => print(&picture::svg(&plan, &step)),
+        };
+    };
+    let (other, _) = options.plan(&model, &second)?;
+    let comparison = Comparison::new(report, Report::new(&other, &step));
+    match options.format {
+        Format::Json => print_json(&comparison),
+        _ => print(&comparison),
+    }
+}
+
+/// Everything at once: a reader that leaves early is no failure.
+fn print(what: &impl Display) -> Result<(), Failure> {
+    Ok(write!(io::stdout().lock(), "{what}")?)
+}
+
+impl Options {
+    /// The devices and wishes that `--compare` asks for.
+    fn second(&self) -> Result<Option<DeviceOptions>, Failure> {
+        let Some(more) = &self.compare else { return Ok(None) };
+        if self.format == Format::Svg {
+            return Err(
+                "--compare: expected --format table or json, found svg, which shows one placement".into()
+            );
+        }
+        let words = shlex::split(more).ok_or_else(|| format!("--compare: a quote is open in `{more}`"))?;
+        let second = cli::parse::<Second>("--compare", words)?;
+        Ok(Some(second.devices.over(&self.devices)))
+    }
+
+    fn plan(&self, model: &Arc<Model>, devices: &DeviceOptions) -> Result<(Arc<Plan>, Step), Failure> {
+        // Planning asks devices questions only.
+        let devices = OpenDevices::new(&DeviceOptions {
+            threads: Some(devices.threads.unwrap_or(1)),
+            ..devices.clone()
+        })?;
+        let rows = self.tokens as usize;
+        let plans = placed(
+            model,
+            &devices,
+            &model_deepseek::Options { batch: rows.max(self.run.batch), ..self.run.resolve(self.ctx) },
+        )?;
+        let plan = if rows == 1 { plans.decode } else { plans.prefill };
+        let context = plan.capacity.kv_len;
+        if rows > context {
+            return Err(format!("--tokens {rows}: expected at most the context of {context} tokens").into());
+        }
+        let kv_len = self.kv_len.map_or(context, |n| n as usize);
+        if kv_len < rows || kv_len > context {
+            return Err(format!(
+                "--kv-len: expected {rows} to {context} rows (--tokens to --ctx), found {kv_len}"
+            )
+            .into());
+        }
+        let outputs = plan.capacity.outputs.min(1);
+        Ok((plan, Step { rows, past: kv_len - rows, outputs }))
+    }
+}

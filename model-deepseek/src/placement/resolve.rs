@@ -1,0 +1,220 @@
+//! From what was said to names of the graph and indices of devices; and what was left open.
+
+use super::{GpuLayers, PlacementOptions};
+use crate::{Error, Model, Options, model::cache_name};
+use backend_api::Device;
+use graph::{DeviceIndex, Devices, Placement, StorageKind};
+use regex_automata::meta::Regex;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// What was said, for one model and its devices.
+pub(super) struct Wishes {
+    /// As said, except for layers, weights and states.
+    base: Placement,
+    /// Layers of the model; the output comes after them.
+    pub(super) layers: usize,
+    /// Layers to put on accelerators, with the output; `None`: open.
+    pub(super) gpu_layers: Option<usize>,
+    /// Weights that were placed.
+    weights: BTreeMap<String, DeviceIndex>,
+    /// The device of each layer's cache; `None`: open.
+    pub(super) caches: Vec<Option<DeviceIndex>>,
+    /// The routed experts of each layer, if there are any and none was placed.
+    experts: Vec<Vec<String>>,
+    pub(super) host: DeviceIndex,
+    pub(super) notices: Vec<String>,
+}
+
+/// How much of what is open goes to accelerators, with the last layers first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Share {
+    /// The accelerator of each of the last layers (with the output), from the first of them on.
+    pub(super) layers: Vec<DeviceIndex>,
+    /// Of how many of the last layers (with the output, which has none) the caches go with their layer.
+    pub(super) caches: usize,
+    /// Of how many of each accelerator's layers the experts go with their layer.
+    pub(super) experts: Vec<usize>,
+}
+
+impl Wishes {
+    pub(super) fn new(
+        said: &PlacementOptions,
+        model: &Model,
+        devices: &Devices,
+        options: &Options,
+    ) -> Result<Self, Error> {
+        let layers = model.config().layers();
+        let host = devices.host();
+        let graph = model.graph(1, options.cache, options.precision)?;
+        let names: Vec<&str> =
+            graph.storages_of(StorageKind::Weight).map(|(_, weight)| weight.name.as_str()).collect();
+
+        let mut weights = overridden(said, &names, devices)?;
+        let on_host = |name: &str| {
+            let Some((layer, part)) = layer_and_part(name) else { return false };
+            let experts = is_experts(part) && (said.cpu_moe || layer < said.cpu_moe_layers);
+            let ffn = matches!(part, "ffn_gate.weight" | "ffn_up.weight" | "ffn_down.weight");
+            experts || ffn && layer < said.cpu_ffn_layers
+        };
+        for name in names.iter().filter(|name| on_host(name)) {
+            weights.entry((*name).to_owned()).or_insert(host);
+        }
+
+        let mut caches = vec![said.host_caches.then_some(host); layers];
+        for (range, device) in &said.cache_layers {
+            if range.is_empty() || range.end > layers {
+                let expected = format!("layers from 0 to {}", layers - 1);
+                let found = match range.len() {
+                    1 => range.start.to_string(),
+                    _ => format!("{}-{}", range.start, range.end.saturating_sub(1)),
+                };
+                return Err(Error::Option { option: "kv-layers-on", expected, found });
+            }
+            caches[range.clone()].fill(Some(device_called("kv-layers-on", device, devices)?));
+        }
+
+        let mut experts = vec![Vec::new(); layers];
+        for name in &names {
+            match layer_and_part(name) {
+                Some((layer, part)) if is_experts(part) && layer < layers => {
+                    experts[layer].push((*name).to_owned());
+                }
+                _ => {}
+            }
+        }
+        for names in &mut experts {
+            if names.iter().any(|name| weights.contains_key(name)) {
+                names.clear();
+            }
+        }
+
+        let gpu_layers = match said.gpu_layers {
+            None if host == 0 => Some(0),
+            None => None,
+            Some(GpuLayers::All) => Some(layers + 1),
+            Some(GpuLayers::Last(n)) => Some(n.min(layers + 1)),
+        };
+        let mut notices = Vec::new();
+        if host == 0 && gpu_layers.is_some_and(|n| n > 0) {
+            notices.push("n-gpu-layers: there is no accelerator, and all layers are on the host".to_owned());
+        }
+        let base = Placement {
+            absorb: said.absorb.clone(),
+            strict: said.strict,
+            ownership_check: said.ownership_check,
+            ..Placement::default()
+        };
+        Ok(Wishes {
+            base,
+            layers,
+            gpu_layers: if host == 0 { Some(0) } else { gpu_layers },
+            weights,
+            caches,
+            experts,
+            host,
+            notices,
+        })
+    }
+
+    /// What it means if accelerators get so much.
+    pub(super) fn placement(&self, share: &Share) -> Placement {
+        let Wishes { base, layers, weights, caches, experts, host, .. } = self;
+        let mut placement = Placement { weights: weights.clone(), ..base.clone() };
+        let first = layers + 1 - share.layers.len();
+        placement.layers = vec![*host; first];
+        placement.layers.extend(&share.layers);
+        for (layer, cache) in caches.iter().enumerate() {
+            let home = placement.layers[layer];
+            let open = if layer + share.caches > *layers { home } else { *host };
+            let device = cache.unwrap_or(open);
+            if device != home {
+                placement.states.insert(cache_name(layer), device);
+            }
+        }
+        let mut left = share.experts.clone();
+        for layer in (first..*layers).rev().filter(|layer| !experts[*layer].is_empty()) {
+            let left = &mut left[placement.layers[layer]];
+            if *left > 0 {
+                *left -= 1;
+                continue;
+            }
+            placement.weights.extend(experts[layer].iter().map(|name| (name.clone(), *host)));
+        }
+        placement
+    }
+
+    /// Layers whose experts are open.
+    pub(super) fn open_experts(&self) -> usize {
+        self.experts.iter().filter(|names| !names.is_empty()).count()
+    }
+}
+
+/// The weights that overrides name.
+fn overridden(
+    said: &PlacementOptions,
+    names: &[&str],
+    devices: &Devices,
+) -> Result<BTreeMap<String, DeviceIndex>, Error> {
+    const OPTION: &str = "override-tensor";
+    let mut weights = BTreeMap::new();
+    for entry in &said.overrides {
+        let pattern = Regex::new(&entry.pattern).map_err(|error| Error::Option {
+            option: OPTION,
+            expected: "a regular expression".to_owned(),
+            found: format!("`{}` ({})", entry.pattern, in_one_line(&error)),
+        })?;
+        let device = device_called(OPTION, &entry.device, devices)?;
+        let mut matched = false;
+        for name in names.iter().filter(|name| pattern.is_match(name.as_bytes())) {
+            matched = true;
+            weights.entry((*name).to_owned()).or_insert(device);
+        }
+        if !matched {
+            return Err(Error::Option {
+                option: OPTION,
+                expected: "a pattern that a tensor's name matches, such as `ffn_up_exps`".to_owned(),
+                found: format!("`{}`, which matches none of {}", entry.pattern, names.len()),
+            });
+        }
+    }
+    Ok(weights)
+}
+
+fn in_one_line(error: &regex_automata::meta::BuildError) -> String {
+    let whole = match error.syntax_error() {
+        Some(error) => error.to_string(),
+        None => error.to_string(),
+    };
+    // The parser draws the place below the pattern; its last line says what is wrong.
+    let last = whole.lines().last().unwrap_or_default();
+    last.trim().trim_start_matches("error: ").to_owned()
+}
+
+/// The device of that name, in any case.
+pub(super) fn device_called(
+    option: &'static str,
+    name: &str,
+    devices: &Devices,
+) -> Result<DeviceIndex, Error> {
+    let names = devices.names();
+    names.iter().position(|known| known.eq_ignore_ascii_case(name)).ok_or_else(|| Error::Option {
+        option,
+        expected: format!("one of the devices {}", names.join(", ")),
+        found: format!("`{name}`"),
+    })
+}
+
+/// 3 and `ffn_up.weight` of `blk.3.ffn_up.weight`.
+fn layer_and_part(name: &str) -> Option<(usize, &str)> {
+    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    Some((layer.parse().ok()?, part))
+}
+
+fn is_experts(part: &str) -> bool {
+    matches!(part, "ffn_gate_exps.weight" | "ffn_up_exps.weight" | "ffn_down_exps.weight")
+}
+
+/// Free memory, where a device tells.
+pub(super) fn free_memory(device: &Arc<dyn Device>) -> Option<u64> {
+    Some(device.info().memory_free).filter(|&free| free > 0)
+}

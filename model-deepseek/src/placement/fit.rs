@@ -195,7 +195,7 @@ impl Fitter<'_> {
         let host = self.wishes.host;
         let on_host = |layers: &[DeviceIndex]| layers.iter().filter(|device| **device == host).count();
         let layers = on_host(&found.layers) - on_host(&wanted.layers);
-        let experts = found.weights.keys().filter(|name| name.contains("ffn_up_exps"));
+        let experts = found.weights.keys().filter(|name| name.contains("ffn_down_exps"));
         let experts = experts.filter(|name| !wanted.weights.contains_key(*name)).count();
         let caches = found.states.keys().filter(|name| !wanted.states.contains_key(*name)).count();
         let parts = [(layers, "whole layer"), (experts, "layers' experts"), (caches, "layers' caches")];

@@ -165,7 +165,11 @@ fn overridden(
         })?;
         let device = device_called(OPTION, &entry.device, devices)?;
         let mut matched = false;
-        for name in names.iter().filter(|name| pattern.is_match(name.as_bytes())) {
+        let is_meant = |name: &&&str| {
+            let other = other_name(name, names);
+            pattern.is_match(name.as_bytes()) || other.is_some_and(|other| pattern.is_match(other.as_bytes()))
+        };
+        for name in names.iter().filter(is_meant) {
             matched = true;
             weights.entry((*name).to_owned()).or_insert(device);
         }
@@ -178,6 +182,18 @@ fn overridden(
         }
     }
     Ok(weights)
+}
+
+/// Where a file has `attn_kv_b`, its second half is the product's `attn_v_b`, and `attn_k_b` is made of the first: both
+/// answer to both names.
+fn other_name(name: &str, names: &[&str]) -> Option<String> {
+    let (layer, part) = layer_and_part(name)?;
+    let whole = format!("blk.{layer}.attn_kv_b.weight");
+    match part {
+        "attn_kv_b.weight" => Some(format!("blk.{layer}.attn_v_b.weight")),
+        "attn_k_b.weight" if names.contains(&whole.as_str()) => Some(whole),
+        _ => None,
+    }
 }
 
 fn in_one_line(error: &regex_automata::meta::BuildError) -> String {
@@ -210,8 +226,10 @@ fn layer_and_part(name: &str) -> Option<(usize, &str)> {
     Some((layer.parse().ok()?, part))
 }
 
+/// The routed ones, in all ways that files have them.
 fn is_experts(part: &str) -> bool {
-    matches!(part, "ffn_gate_exps.weight" | "ffn_up_exps.weight" | "ffn_down_exps.weight")
+    let which = part.strip_prefix("ffn_").and_then(|part| part.strip_suffix("_exps.weight"));
+    which.is_some_and(|which| matches!(which, "gate" | "up" | "down" | "gate_up"))
 }
 
 /// Free memory, where a device tells.

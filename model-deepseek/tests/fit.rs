@@ -1,0 +1,294 @@
+//! Fitting: what a plan says it needs is what is allocated, within what may be used; what was said is a constraint.
+
+mod common;
+
+use backend_api::{
+    BufferRef, BufferRequest, Device, DeviceError, DeviceInfo, HostBytes, NullDevice, OpDesc, Program,
+    ProgramDesc, Unsupported,
+};
+use backend_cpu::{CpuDevice, CpuOptions};
+use common::{embedded, open};
+use graph::{Devices, Needs};
+use model_deepseek::{
+    CacheType, Engine, Error, Model, Options, Placed, PlacementOptions,
+    placement::{Fit, GpuLayers, Override},
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+/// A CPU with memory of its own: nothing is imported, and every byte is counted.
+struct Counting {
+    cpu: CpuDevice,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Device for Counting {
+    fn info(&self) -> &DeviceInfo {
+        self.cpu.info()
+    }
+    fn supports(&self, op: &OpDesc) -> Result<(), Unsupported> {
+        self.cpu.supports(op)
+    }
+    fn allocate(&self, request: &BufferRequest) -> Result<BufferRef, DeviceError> {
+        self.bytes.fetch_add(request.size, Ordering::Relaxed);
+        self.cpu.allocate(request)
+    }
+    fn import(&self, _: &HostBytes) -> Result<Option<BufferRef>, DeviceError> {
+        Ok(None)
+    }
+    fn write(&self, to: &BufferRef, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.cpu.write(to, offset, bytes)
+    }
+    fn read(&self, from: &BufferRef, offset: usize, into: &mut [u8]) -> Result<(), DeviceError> {
+        self.cpu.read(from, offset, into)
+    }
+    fn compile(&self, program: ProgramDesc) -> Result<Box<dyn Program>, DeviceError> {
+        self.cpu.compile(program)
+    }
+}
+
+fn cpu(name: &str) -> CpuDevice {
+    let options = CpuOptions { threads: Some(1), name: name.to_owned(), ..CpuOptions::from_env().unwrap() };
+    CpuDevice::new(options).unwrap()
+}
+
+/// An accelerator `gpu` that counts, and the host.
+fn counted() -> (Devices, Arc<AtomicUsize>) {
+    let bytes = Arc::default();
+    let gpu = Counting { cpu: cpu("gpu"), bytes: Arc::clone(&bytes) };
+    (Devices::new(vec![Arc::new(gpu), Arc::new(cpu("cpu"))]), bytes)
+}
+
+fn into_bytes(bytes: u64) -> Fit {
+    Fit { budgets: vec![("gpu".to_owned(), bytes)], ..Fit::default() }
+}
+
+fn options() -> Options {
+    Options { context: Some(256), batch: 16, cache: CacheType::F32, ..Options::default() }
+}
+
+fn gpu_needs(placed: &Placed) -> Needs {
+    placed.plans.needs()[0]
+}
+
+#[test]
+fn what_is_planned_is_what_is_allocated() {
+    let mut tried = 0;
+    let mut paths = vec![embedded()];
+    if let Some(models) = common::shared_models() {
+        paths.push(models.join("shapes/v3-like-f16.gguf"));
+        paths.push(models.join("austen-q2_k.gguf"));
+    }
+    for path in paths {
+        let model = open(&path);
+        let (devices, _) = counted();
+        let no_limit =
+            PlacementOptions { fit: Fit { on: false, budgets: Vec::new() }, ..PlacementOptions::default() };
+        let all = gpu_needs(&no_limit.place(&model, &devices, &options()).unwrap()).total();
+        for (tenths, said) in (1..=10).flat_map(|tenths| {
+            let said = PlacementOptions::default();
+            let caches = PlacementOptions { host_caches: true, ..said.clone() };
+            let overrides = vec![Override { pattern: "attn_output".to_owned(), device: "cpu".to_owned() }];
+            [(tenths, said.clone()), (tenths, caches), (tenths, PlacementOptions { overrides, ..said })]
+        }) {
+            let budget = all * tenths / 10;
+            let said = PlacementOptions { fit: into_bytes(budget), ..said };
+            let (devices, bytes) = counted();
+            let placed = said.place(&model, &devices, &options()).unwrap();
+            let planned = gpu_needs(&placed).total();
+            assert!(planned <= budget, "{said:?}: {planned} of {budget} bytes");
+            let engine = Engine::load(&model, &devices, placed.plans, &mut |_| ()).unwrap();
+            let mut session = engine.session().unwrap();
+            session.feed(&[1, 2, 3]).unwrap();
+            session.feed(&[4]).unwrap();
+            let allocated = bytes.load(Ordering::Relaxed) as f64;
+            let planned = planned as f64;
+            assert!(
+                (allocated - planned).abs() <= 0.05 * planned,
+                "{said:?}: {allocated}, planned {planned}"
+            );
+            tried += 1;
+        }
+    }
+    assert!(tried >= 30);
+}
+
+#[test]
+fn more_room_is_used() {
+    let model = open(&embedded());
+    let (devices, _) = counted();
+    let mut last = 0;
+    let mut kinds = std::collections::BTreeSet::new();
+    for budget in (0..40).map(|n| n * 100_000) {
+        let said = PlacementOptions { fit: into_bytes(budget), ..PlacementOptions::default() };
+        let placed = said.place(&model, &devices, &options()).unwrap();
+        let used = gpu_needs(&placed).total();
+        assert!(used <= budget && used >= last, "{budget}: {used} after {last}");
+        last = used;
+        kinds.insert(used);
+    }
+    assert!(kinds.len() >= 4, "in steps: {kinds:?}");
+}
+
+/// Which device owns each node whose name holds `part`.
+fn owners(placed: &Placed, part: &str) -> Vec<usize> {
+    let plan = &placed.plans.decode;
+    let nodes = plan.graph().nodes().iter().zip(&plan.owners);
+    nodes.filter(|(node, _)| node.name.contains(part)).map(|(_, owner)| *owner).collect()
+}
+
+#[test]
+fn what_was_said_is_a_constraint() {
+    let model = open(&embedded());
+    let (devices, _) = counted();
+    let layers = model.config().layers();
+    let place = |said: PlacementOptions| said.place(&model, &devices, &options());
+    let everything = place(PlacementOptions {
+        fit: Fit { on: false, budgets: Vec::new() },
+        ..PlacementOptions::default()
+    });
+    let all = gpu_needs(&everything.unwrap()).total();
+
+    // Room for a half: layers that were said stay, the experts go.
+    let placed = place(PlacementOptions {
+        gpu_layers: Some(GpuLayers::All),
+        fit: into_bytes(all * 6 / 10),
+        ..PlacementOptions::default()
+    })
+    .unwrap();
+    assert!(owners(&placed, "attn_output").iter().all(|owner| *owner == 0));
+    assert!(owners(&placed, "ffn_down_exps").contains(&1));
+    assert!(placed.notices.iter().any(|notice| notice.contains("experts")), "{:?}", placed.notices);
+
+    // An override holds, and something else makes room for it.
+    let exps = |device: &str| {
+        vec![Override { pattern: r"blk\.1\.ffn_.*_exps".to_owned(), device: device.to_owned() }]
+    };
+    let said = PlacementOptions {
+        overrides: exps("gpu"),
+        fit: into_bytes(all * 6 / 10),
+        ..PlacementOptions::default()
+    };
+    let placed = place(said).unwrap();
+    assert_eq!(owners(&placed, "blk.1.ffn_down_exps"), [0]);
+    assert!(gpu_needs(&placed).total() <= all * 6 / 10);
+
+    // Caches that were said to be on the accelerator are there, whatever else is.
+    let said = PlacementOptions {
+        cache_layers: vec![(0..layers, "gpu".to_owned())],
+        fit: into_bytes(all / 2),
+        ..PlacementOptions::default()
+    };
+    assert!(owners(&place(said).unwrap(), "kv_store").iter().all(|owner| *owner == 0));
+}
+
+#[test]
+fn what_cannot_fit_says_so() {
+    let model = open(&embedded());
+    let (devices, _) = counted();
+    let said = PlacementOptions {
+        gpu_layers: Some(GpuLayers::All),
+        overrides: vec![Override { pattern: "exps".to_owned(), device: "GPU".to_owned() }],
+        fit: into_bytes(1 << 20),
+        ..PlacementOptions::default()
+    };
+    let error = said.place(&model, &devices, &options()).unwrap_err();
+    let Error::Shortage(shortage) = &error else { panic!("{error}") };
+    let [(device, needs, budget)] = shortage.devices.as_slice() else { panic!("{error}") };
+    assert_eq!((device.as_str(), *budget), ("gpu", 1 << 20));
+    assert!(needs.total() > *budget);
+    let text = error.to_string();
+    for part in [
+        "gpu: ",
+        "needed",
+        "of weights",
+        "of caches",
+        "of scratch memory",
+        "1.0 MiB (1048576 bytes) may be used",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // The host is asked too, where its bytes are given.
+    let said = PlacementOptions {
+        fit: Fit { on: true, budgets: vec![("cpu".to_owned(), 1000)] },
+        ..PlacementOptions::default()
+    };
+    let error = said.place(&model, &devices, &options()).unwrap_err().to_string();
+    assert!(error.contains("cpu: ") && error.contains("(1000 bytes) may be used"), "{error}");
+}
+
+#[test]
+fn several_accelerators_share_in_proportion() {
+    let model = open(&embedded());
+    let devices = Devices::new(vec![
+        Arc::new(NullDevice::new("big", 3 << 30)),
+        Arc::new(NullDevice::new("small", 1 << 30)),
+        Arc::new(NullDevice::new("cpu", 8 << 30)),
+    ]);
+    let placed = PlacementOptions::default().place(&model, &devices, &options()).unwrap();
+    // Three layers and the output: three to one.
+    assert_eq!(placed.plans.decode.placement().layers, [0, 0, 0, 1]);
+    let tight = |big, small| PlacementOptions {
+        fit: Fit { on: true, budgets: vec![("big".to_owned(), big), ("small".to_owned(), small)] },
+        ..PlacementOptions::default()
+    };
+    let all = placed.plans.needs();
+    let (big, small) = (all[0].total(), all[1].total());
+    for (big, small) in [(big / 2, small), (big, small / 2), (big / 3, small / 3), (0, 0)] {
+        let placed = tight(big, small).place(&model, &devices, &options()).unwrap();
+        let needs = placed.plans.needs();
+        assert!(needs[0].total() <= big && needs[1].total() <= small, "{needs:?} of {big} and {small}");
+    }
+}
+
+#[test]
+fn mistakes_name_the_option() {
+    let model = open(&embedded());
+    let (devices, _) = counted();
+    let said = PlacementOptions::default;
+    let entry =
+        |pattern: &str, device: &str| Override { pattern: pattern.to_owned(), device: device.to_owned() };
+    let cases = [
+        (
+            PlacementOptions { overrides: vec![entry("exps(", "gpu")], ..said() },
+            ["override-tensor", "regular expression"],
+        ),
+        (
+            PlacementOptions { overrides: vec![entry("exps", "tpu")], ..said() },
+            ["override-tensor", "gpu, cpu, found `tpu`"],
+        ),
+        (
+            PlacementOptions { overrides: vec![entry("nowhere", "gpu")], ..said() },
+            ["override-tensor", "`nowhere`, which matches none"],
+        ),
+        (
+            PlacementOptions { cache_layers: vec![(0..4, "cpu".to_owned())], ..said() },
+            ["kv-layers-on", "layers from 0 to 2, found 0-3"],
+        ),
+        (
+            PlacementOptions { cache_layers: vec![(7..8, "cpu".to_owned())], ..said() },
+            ["kv-layers-on", "found 7"],
+        ),
+        (
+            PlacementOptions { cache_layers: vec![(0..1, "x".to_owned())], ..said() },
+            ["kv-layers-on", "found `x`"],
+        ),
+        (
+            PlacementOptions { fit: Fit { on: true, budgets: vec![("x".to_owned(), 1)] }, ..said() },
+            ["fit", "found `x`"],
+        ),
+    ];
+    for (said, parts) in cases {
+        let error = said.place(&model, &devices, &options()).unwrap_err().to_string();
+        for part in parts {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+    // No accelerator: a word, and no error.
+    let host = Devices::new(vec![Arc::new(cpu("cpu"))]);
+    let said = PlacementOptions { gpu_layers: Some(GpuLayers::All), ..said() };
+    let placed = said.place(&Model::open(&embedded()).unwrap(), &host, &options()).unwrap();
+    assert!(placed.notices.iter().any(|notice| notice.contains("no accelerator")), "{:?}", placed.notices);
+}

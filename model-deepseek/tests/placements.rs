@@ -1,0 +1,223 @@
+//! Placement never changes the answer: random placements of real models over several devices give the bits of one
+//! device, and no byte of a cache crosses (contracts C5 and C6).
+//!
+//! `FATHOM_PLACEMENTS` sets how many are tried for each model, `FATHOM_SEED` the first seed.
+
+mod common;
+
+use backend_api::{Discard, Observer};
+use backend_cpu::{CpuDevice, CpuOptions};
+use common::{embedded, open};
+use graph::{Absorb, Devices, Plan, Rates, StepObserver, StorageKind, Traffic, Transfer};
+use model_deepseek::{
+    CacheType, Model, Options, PlacementOptions, Session, Wanted,
+    placement::{Fit, GpuLayers, Override},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// True one time in `n`.
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// CPU devices in the part of accelerators, and the host.
+fn devices(accelerators: usize) -> Devices {
+    let cpu = |name: String| -> Arc<dyn backend_api::Device> {
+        let options = CpuOptions { threads: Some(1), name, ..CpuOptions::from_env().unwrap() };
+        Arc::new(CpuDevice::new(options).unwrap())
+    };
+    let names = (1..=accelerators).map(|n| format!("cpu{n}")).chain(["cpu".to_owned()]);
+    Devices::new(names.map(cpu).collect())
+}
+
+/// Anything that can be said about these devices and so many layers.
+fn random_options(random: &mut Random, devices: &Devices, layers: usize) -> PlacementOptions {
+    const PATTERNS: [&str; 14] = [
+        "attn_k_b",
+        "attn_v_b",
+        "attn_kv_a",
+        "attn_q",
+        "attn_output",
+        "attn_norm",
+        "ffn_(gate|up|down)_exps",
+        "ffn_down_exps",
+        "ffn_.*_shexp",
+        "ffn_gate_inp",
+        r"blk\.1\.",
+        "output",
+        "token_embd",
+        "norm",
+    ];
+    let names = devices.names();
+    let device = |random: &mut Random| names[random.below(names.len())].clone();
+    let overrides = (0..random.below(4)).map(|_| Override {
+        pattern: PATTERNS[random.below(PATTERNS.len())].to_owned(),
+        device: device(random),
+    });
+    let overrides = overrides.collect();
+    let cache_layers = (0..random.below(3)).map(|_| {
+        let first = random.below(layers);
+        (first..first + 1 + random.below(layers - first), device(random))
+    });
+    let cache_layers = cache_layers.collect();
+    PlacementOptions {
+        gpu_layers: match random.below(4) {
+            0 => None,
+            1 => Some(GpuLayers::All),
+            _ => Some(GpuLayers::Last(random.below(layers + 2))),
+        },
+        overrides,
+        cpu_moe: random.one_in(4),
+        cpu_moe_layers: if random.one_in(4) { random.below(layers + 1) } else { 0 },
+        cpu_ffn_layers: if random.one_in(4) { random.below(layers + 1) } else { 0 },
+        host_caches: random.one_in(3),
+        cache_layers,
+        absorb: match random.below(4) {
+            0 => Absorb::Layer,
+            1 => Absorb::Auto(Rates {
+                bus: 1e9,
+                memory: (0..names.len()).map(|_| 1e9 * (1 + random.below(40)) as f64).collect(),
+            }),
+            _ => Absorb::Owner,
+        },
+        ownership_check: !random.one_in(8),
+        fit: Fit { on: random.one_in(2), ..Fit::default() },
+        ..PlacementOptions::default()
+    }
+}
+
+/// Bytes that crossed, and whether it was as planned.
+#[derive(Default)]
+struct Crossed(Traffic);
+
+impl Observer for Crossed {}
+
+impl StepObserver for Crossed {
+    fn transfer(&mut self, _: &Plan, transfer: &Transfer, bytes: u64, _: Duration) {
+        let Traffic { activation, state, weight, input } = &mut self.0;
+        *match transfer.kind {
+            StorageKind::Activation => activation,
+            StorageKind::State => state,
+            StorageKind::Weight => weight,
+            StorageKind::Input => input,
+        } += bytes;
+    }
+}
+
+/// A prompt in two steps, then single tokens: the bits of all logits.
+fn run(session: &mut Session, observer: &mut dyn StepObserver) -> Vec<u32> {
+    let vocabulary = session.engine().model().config().vocabulary;
+    let tokens: Vec<u32> = (0..12).map(|i| (i * 37 + 11) % vocabulary as u32).collect();
+    let mut bits = Vec::new();
+    for step in [&tokens[..7], &tokens[7..10], &tokens[10..11], &tokens[11..]] {
+        let mut each = |_, logits: &[f32]| bits.extend(logits.iter().map(|x| x.to_bits()));
+        session.feed_with(step, Wanted::All, &mut each, observer).unwrap();
+    }
+    bits
+}
+
+fn engine_options(cache: CacheType) -> Options {
+    Options { context: Some(16), batch: 8, cache, ..Options::default() }
+}
+
+fn check(model: &Arc<Model>, seed: u64, expected: &[(CacheType, Vec<u32>)]) -> Result<(), String> {
+    let mut random = Random(seed);
+    let devices = devices(1 + random.below(2));
+    let said = random_options(&mut random, &devices, model.config().layers());
+    let (cache, expected) = &expected[random.below(expected.len())];
+    let placed =
+        said.place(model, &devices, &engine_options(*cache)).map_err(|error| format!("{said:?}: {error}"))?;
+    let plans = placed.plans;
+    let engine = model_deepseek::Engine::load(model, &devices, plans.clone(), &mut |_| ())
+        .map_err(|error| format!("{said:?}: {error}"))?;
+    let mut session = engine.session().map_err(|error| format!("{said:?}: {error}"))?;
+    let mut crossed = Crossed::default();
+    let found = run(&mut session, &mut crossed);
+    if found != *expected {
+        let first = found.iter().zip(expected).position(|(a, b)| a != b);
+        return Err(format!("{said:?}: logit {first:?} differs from that of one device"));
+    }
+    let Traffic { state, weight, .. } = crossed.0;
+    if said.ownership_check && (state, weight) != (0, 0) {
+        return Err(format!("{said:?}: {state} bytes of caches and {weight} of weights crossed"));
+    }
+    // The observer saw what the plan said: seven rows and three, then one and one.
+    let step = |rows, past| backend_api::Step { rows, past, outputs: rows };
+    let mut planned = plans.prefill.traffic(&step(7, 0));
+    planned += plans.prefill.traffic(&step(3, 7));
+    planned += plans.decode.traffic(&step(1, 10));
+    planned += plans.decode.traffic(&step(1, 11));
+    if crossed.0 != planned {
+        return Err(format!("{said:?}: planned {planned:?}, seen {:?}", crossed.0));
+    }
+    Ok(())
+}
+
+fn number(variable: &str, otherwise: u64) -> u64 {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable}: expected a number, found {text}")),
+        Err(_) => otherwise,
+    }
+}
+
+fn check_model(test: &str, path: &Path, count: u64) {
+    let model = open(path);
+    let expected: Vec<(CacheType, Vec<u32>)> = [CacheType::F16, CacheType::F32, CacheType::Q8_0]
+        .into_iter()
+        .map(|cache| {
+            let engine = common::engine(&model, &engine_options(cache));
+            (cache, run(&mut engine.session().unwrap(), &mut Discard))
+        })
+        .collect();
+    let first = number("FATHOM_SEED", 1);
+    for seed in first..first + number("FATHOM_PLACEMENTS", count) {
+        if let Err(error) = check(&model, seed, &expected) {
+            panic!(
+                "{}: seed {seed}: {error}\nrepeat with: FATHOM_SEED={seed} FATHOM_PLACEMENTS=1 cargo test -p \
+                 model-deepseek --test placements {test}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn the_embedded_model_answers_the_same_anywhere() {
+    check_model("the_embedded_model", &embedded(), 300);
+}
+
+#[test]
+fn shared_models_answer_the_same_anywhere() {
+    let Some(models) = common::shared_models() else { return };
+    let paths: [PathBuf; 5] = [
+        "austen-f16.gguf",
+        "austen-q8_0.gguf",
+        "shapes/v2lite-like-f16.gguf",
+        "shapes/v3-like-f16.gguf",
+        "shapes/v3-like-hf",
+    ]
+    .map(|name| models.join(name));
+    for path in paths {
+        check_model("shared_models", &path, 60);
+    }
+}

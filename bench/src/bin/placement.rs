@@ -6,6 +6,8 @@ use clap::{Parser, ValueEnum};
 use graph::{Comparison, Plan, Report, picture};
 use model_deepseek::Model;
 use std::{
+    env,
+    ffi::OsString,
     fmt::Display,
     io::{self, Write},
     process::ExitCode,
@@ -28,9 +30,9 @@ struct Options {
     /// Tokens that the caches hold [default: what the model was trained for, at most 4096]
     #[arg(long, value_name = "N")]
     ctx: Option<usize>,
-    /// Show two placements side by side: this one, and the same with further options, in quotes [without a value:
-    /// with --ownership-check off]
-    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, allow_hyphen_values = true,
+    /// Show two placements side by side: this one, and the same with further options, such as
+    /// `--compare="--cpu-moe -nkvo"` [without a value: with --ownership-check off]
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, require_equals = true,
           default_missing_value = "--ownership-check off")]
     compare: Option<String>,
     /// What to print
@@ -61,7 +63,23 @@ struct Second {
 }
 
 fn main() -> ExitCode {
-    cli::main(run)
+    cli::main_from(with_equals(env::args_os()), run)
+}
+
+/// Options in quotes after `--compare` are its value, also where no `=` says so.
+fn with_equals(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut joined: Vec<OsString> = Vec::new();
+    for arg in args {
+        let in_quotes = arg.to_string_lossy().contains(char::is_whitespace);
+        match joined.last_mut() {
+            Some(last) if last == "--compare" && in_quotes => {
+                last.push("=");
+                last.push(arg);
+            }
+            _ => joined.push(arg),
+        }
+    }
+    joined
 }
 
 fn run(options: Options) -> Result<(), Failure> {

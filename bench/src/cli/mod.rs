@@ -18,14 +18,22 @@ pub use output::{Progress, Rate, print_json};
 pub use placement::{AbsorbArg, CacheLayers, FitArg, LayerCount, OverrideArg, PlacementArgs, Switch};
 
 use clap::Parser;
-use std::{env, error::Error, io, process::ExitCode};
+use std::{env, error::Error, ffi::OsString, io, process::ExitCode};
 
 /// Whatever ends a program early.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
 /// Parses the command line, runs the program, and turns a failure into a line and an exit code.
 pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<(), Failure>) -> ExitCode {
-    match run(A::parse_from(placement::long_names(env::args_os()))) {
+    main_from(env::args_os(), run)
+}
+
+/// As [`main`], for a command line that was changed.
+pub fn main_from<A: Parser>(
+    args: impl IntoIterator<Item = OsString>,
+    run: impl FnOnce(A) -> Result<(), Failure>,
+) -> ExitCode {
+    match run(A::parse_from(placement::long_names(args.into_iter()))) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has seen enough: `generate | head -1`.
         Err(failure) if is_broken_pipe(&*failure) => ExitCode::SUCCESS,

@@ -2,7 +2,7 @@
 
 use backend_api::{Observer, OpEvent};
 use bench::{
-    cli::{self, DeviceOptions, Failure, ModelOption, OpenDevices, RunOptions, loaded, print_json},
+    cli::{self, DeviceOptions, Failure, ModelOption, OpenDevices, RunOptions, loaded, print_json, tell},
     compare::median,
     synth::blocks::Random,
 };
@@ -40,6 +40,9 @@ struct Options {
     run: RunOptions,
     #[command(flatten)]
     devices: DeviceOptions,
+    /// Tell the whole plan: every node with its reason, and what crosses
+    #[arg(long)]
+    verbose: bool,
     /// What to print
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     format: Format,
@@ -110,6 +113,7 @@ fn run(options: Options) -> Result<(), Failure> {
     let devices = OpenDevices::new(&options.devices)?;
     let engine = loaded(&model, &devices, &options.run.resolve(context))?;
     eprintln!("{}", devices.description());
+    tell(engine.plans(), options.verbose);
     let roofline = roofline(devices.threads);
     let mut outcomes = Vec::with_capacity(tests.len());
     for test in tests {

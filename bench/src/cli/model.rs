@@ -2,6 +2,7 @@
 
 use super::{Failure, OpenDevices, Progress};
 use clap::Args;
+use graph::{Report, report};
 use model_deepseek::{Engine, Model, Options, Placed, Plans};
 use std::{path::PathBuf, sync::Arc};
 
@@ -41,6 +42,17 @@ pub fn placed(model: &Model, devices: &OpenDevices, options: &Options) -> Result
         eprintln!("notice: {notice}");
     }
     Ok(plans)
+}
+
+/// Tells the plans on standard error: each in a line, or (`verbose`) with every node and its reason.
+pub fn tell(plans: &Plans, verbose: bool) {
+    for (what, plan) in [("decode", &plans.decode), ("prefill", &plans.prefill)] {
+        let step = plan.capacity.full_step();
+        eprintln!("{what} on {}", report::summary(plan, &step));
+        if verbose {
+            eprint!("{}", Report::new(plan, &step));
+        }
+    }
 }
 
 /// Plans, and loads the weights with a bar.

@@ -5,6 +5,7 @@ mod embedded;
 
 use bench::cli::{
     self, DeviceOptions, Failure, OpenDevices, Rate, RunOptions, SamplingOptions, loaded, opened, print_json,
+    tell,
 };
 use clap::Parser;
 use model_deepseek::{Engine, Model, Sampler, Stop, tokenizer::Special};
@@ -46,6 +47,9 @@ struct Options {
     run: RunOptions,
     #[command(flatten)]
     devices: DeviceOptions,
+    /// Tell the whole plan: every node with its reason, and what crosses
+    #[arg(long)]
+    verbose: bool,
     /// Have a conversation, with the model's own chat template; Ctrl-C stops an answer, Ctrl-D ends the program
     #[arg(long, conflicts_with_all = ["prompt", "prompt_file", "json"])]
     chat: bool,
@@ -69,6 +73,7 @@ fn run(options: Options) -> Result<(), Failure> {
     });
     let engine = loaded(&model, &devices, &options.run.resolve(options.ctx))?;
     eprintln!("{}; seed {}", devices.description(), sampler.options().seed);
+    tell(engine.plans(), options.verbose);
     if options.chat {
         return chat::converse(&engine, sampler, options.predict);
     }

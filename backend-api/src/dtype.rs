@@ -73,9 +73,9 @@ impl DType {
         }
     }
 
-    /// Bytes of a row of `n` values; the last block may be in part padding.
+    /// Bytes of a row of `n` values; the last block may be in part padding. `usize::MAX` if they are more.
     pub const fn row_bytes(self, n: usize) -> usize {
-        n.div_ceil(self.block_len()) * self.block_bytes()
+        n.div_ceil(self.block_len()).saturating_mul(self.block_bytes())
     }
 
     /// Whether values are stored in blocks with shared scales.

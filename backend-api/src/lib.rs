@@ -13,7 +13,8 @@
 //!
 //! **Who validates.** The layer above, always. A device may assume that every [`OpDesc`] it is asked to compile
 //! passes [`OpDesc::check`] and was accepted by [`Device::supports`]; it reports only what its caller could not
-//! foresee (out of memory, device lost).
+//! foresee (out of memory, device lost). But it must not assume so with memory: a device that would read or write
+//! foreign bytes for a careless caller checks again when it compiles, and each step before it runs.
 //!
 //! **Honest support.** What [`Device::supports`] accepts runs and is right; what it rejects is rejected with a
 //! reason.

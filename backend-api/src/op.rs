@@ -356,7 +356,7 @@ impl Op {
                 check.same("ranks", a.shape.rank(), b.shape.rank())?;
                 check.same("outer extents", &a.shape.extents()[..outer], &b.shape.extents()[..outer])?;
                 let mut extents = a.shape.extents().to_vec();
-                extents[outer] = (a.shape.inner() + b.shape.inner()).into();
+                extents[outer] = a.shape.inner().saturating_add(b.shape.inner()).into();
                 Ok(vec![f32(&extents)])
             }
             Op::SelectRows => {
@@ -372,6 +372,10 @@ impl Op {
                 let x = &inputs[0];
                 let float = |dtype| matches!(dtype, DType::F32 | DType::F16);
                 check.that(float(x.dtype) && float(*to), || format!("{} to {to} is no cast", x.dtype))?;
+                if x.shape.inner() == 0 || !x.shape.is_fixed_inside() {
+                    let expected = "extents all but the outermost fixed, the innermost not 0";
+                    return Err(OpError::input(check.kind, 0, expected, x));
+                }
                 Ok(vec![TensorDesc::new(*to, x.shape)])
             }
         }
@@ -420,20 +424,21 @@ impl Check<'_> {
         Err(OpError::input(self.kind, index, &format!("{dtype}{shape}"), found))
     }
 
-    /// F32, of this rank or any; the innermost extent fixed and not 0; strides of whole f32.
+    /// F32, of this rank or any; all extents but the outermost fixed, the innermost not 0; strides of whole f32.
     fn activation(&self, index: usize, rank: Option<usize>) -> Result<&TensorDesc, OpError> {
         let x = &self.inputs[index];
         let fits = x.dtype == DType::F32
             && rank.is_none_or(|r| r == x.shape.rank())
             && x.shape.rank() >= 2
             && x.shape.inner() > 0
+            && x.shape.is_fixed_inside()
             && x.strides.iter().all(|s| s.is_multiple_of(4));
         if fits {
             return Ok(x);
         }
         let expected = match rank {
-            Some(rank) => format!("F32 of {rank} extents, the innermost fixed"),
-            None => "F32 of 2 to 4 extents, the innermost fixed".to_owned(),
+            Some(rank) => format!("F32 of {rank} extents, all but the outermost fixed"),
+            None => "F32 of 2 to 4 extents, all but the outermost fixed".to_owned(),
         };
         Err(OpError::input(self.kind, index, &expected, x))
     }
@@ -474,5 +479,57 @@ impl Check<'_> {
             return Ok(ids);
         }
         Err(OpError::input(self.kind, index, &format!("dense I32 of {rank} extents"), ids))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(dtype: DType, extents: &[Extent]) -> TensorDesc {
+        TensorDesc { dtype, shape: Shape::new(extents), strides: [0; Shape::MAX_RANK] }
+    }
+
+    fn refused(op: Op, inputs: &[TensorDesc]) -> String {
+        op.infer(inputs).expect_err("it does not fit").to_string()
+    }
+
+    #[test]
+    fn extents_inside_are_fixed() {
+        let (rows, two, eight) = (Extent::Rows, Extent::Fixed(2), Extent::Fixed(8));
+        let x = tensor(DType::F32, &[two, rows, eight]);
+        let w = tensor(DType::F32, &[two, two, eight]);
+        let precision = Precision::Default;
+        let (rope, scale) = ([0.5; 4].into(), 1.0);
+        let cache = TensorDesc::new(DType::F32, Shape::fixed(&[8, 8]));
+        let cases = [
+            (Op::Add, vec![x, x]),
+            (Op::SwiGlu, vec![x, x]),
+            (Op::Concat, vec![x, x]),
+            (Op::RmsNorm { eps: 0.0 }, vec![x, tensor(DType::F32, &[eight])]),
+            (Op::HeadMatMul { precision }, vec![w, x]),
+            (Op::Rope(RopeAttributes { inverse_frequencies: rope, magnitude: 1.0 }), vec![x]),
+            (Op::LatentAttention { scale, latent: 8 }, vec![tensor(DType::F32, &[rows, rows, eight]), cache]),
+            (Op::SelectRows, vec![x, tensor(DType::I32, &[rows])]),
+            (Op::CombineExperts, vec![x, tensor(DType::F32, &[two, rows])]),
+            (Op::Cast { to: DType::F16 }, vec![x]),
+        ];
+        for (op, inputs) in cases {
+            let error = refused(op, &inputs);
+            assert!(error.contains("all but the outermost fixed"), "{error}");
+        }
+        let row = tensor(DType::F32, &[rows, eight]);
+        let ids = tensor(DType::I32, &[rows, rows]);
+        let error = refused(Op::ExpertMatMul { precision }, &[w, row, ids]);
+        assert!(error.contains("expected dense I32 of 2 extents, found I32[rows, rows]"), "{error}");
+    }
+
+    #[test]
+    fn a_cast_has_something_to_cast() {
+        for extents in [&[Extent::Rows, Extent::Fixed(0)][..], &[Extent::Fixed(0)], &[Extent::Rows]] {
+            let error = refused(Op::Cast { to: DType::F32 }, &[tensor(DType::F16, extents)]);
+            assert!(error.contains("the innermost not 0"), "{error}");
+        }
+        Op::Cast { to: DType::F32 }.infer(&[tensor(DType::F16, &[Extent::Fixed(1)])]).expect("it fits");
     }
 }

@@ -14,9 +14,9 @@ pub struct Step {
 }
 
 impl Step {
-    /// Cache rows that the last token of this step sees.
+    /// Cache rows that the last token of this step sees; `usize::MAX` if they are more.
     pub fn kv_len(&self) -> usize {
-        self.past + self.rows
+        self.past.saturating_add(self.rows)
     }
 }
 
@@ -32,6 +32,12 @@ pub struct Capacity {
 }
 
 impl Capacity {
+    /// Whether a program of this capacity may run `step`.
+    pub fn holds(&self, step: &Step) -> bool {
+        let cached = step.past.checked_add(step.rows);
+        step.rows <= self.rows && step.outputs <= self.outputs && cached.is_some_and(|n| n <= self.kv_len)
+    }
+
     /// The step that fills the capacity.
     pub fn full_step(&self) -> Step {
         Step { rows: self.rows, past: self.kv_len.saturating_sub(self.rows), outputs: self.outputs }
@@ -75,8 +81,9 @@ pub struct ProgramOp {
 /// What a device compiles: operations in order, and everything they touch.
 ///
 /// The caller owes: every operation passes [`OpDesc::check`] and the device's
-/// [`supports`](crate::Device::supports); every value lies inside its buffer for every step within `capacity`;
-/// an output overlaps no other operand of its operation, except that `Add` may write over either input.
+/// [`supports`](crate::Device::supports); every value lies inside its buffer for every step within `capacity`, and
+/// every cache has rows for all of them; an output overlaps no other operand of its operation, except that `Add` may
+/// write over either input.
 #[derive(Clone, Debug)]
 pub struct ProgramDesc {
     /// For errors and debuggers.
@@ -93,6 +100,9 @@ pub struct ProgramDesc {
 
 impl ProgramDesc {
     /// The operation as [`supports`](crate::Device::supports) sees it.
+    ///
+    /// # Panics
+    /// If it names a value that is not there.
     pub fn describe(&self, op: &ProgramOp) -> OpDesc {
         let desc = |index: &ValueIndex| self.values[*index].desc;
         OpDesc {
@@ -107,9 +117,28 @@ impl ProgramDesc {
 pub trait Program: Send {
     /// Runs all operations for `step` and returns when their results can be read.
     ///
-    /// The caller owes a step within the capacity, and that nobody else touches the program's buffers meanwhile.
+    /// The caller owes a step that the [capacity holds](Capacity::holds), and that nobody else touches the program's buffers meanwhile.
     ///
     /// # Errors
     /// [`DeviceError::Lost`] and other driver errors.
     fn run(&mut self, step: &Step, observer: &mut dyn Observer) -> Result<(), DeviceError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capacity_holds_what_it_was_made_for_and_no_more() {
+        let capacity = Capacity { rows: 4, outputs: 2, kv_len: 10 };
+        let at = |rows, past, outputs| Step { rows, past, outputs };
+        for step in [capacity.full_step(), at(0, 0, 0), at(4, 6, 2), at(1, 9, 0), at(0, 10, 2)] {
+            assert!(capacity.holds(&step), "{step:?}");
+        }
+        for step in [at(5, 0, 0), at(1, 10, 0), at(0, 0, 3), at(1, usize::MAX, 0), at(4, usize::MAX - 1, 0)] {
+            assert!(!capacity.holds(&step), "{step:?}");
+        }
+        let endless = Capacity { kv_len: usize::MAX, ..capacity };
+        assert!(endless.holds(&at(1, usize::MAX - 1, 0)) && !endless.holds(&at(1, usize::MAX, 0)));
+    }
 }

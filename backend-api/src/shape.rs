@@ -110,14 +110,19 @@ impl Shape {
         self.extents()[self.rank() - 1].fixed().unwrap_or(0)
     }
 
+    /// Whether no extent but the outermost varies from step to step: only then can a tensor be dense.
+    pub fn is_fixed_inside(&self) -> bool {
+        self.extents()[1..].iter().all(|extent| extent.fixed().is_some())
+    }
+
     /// The values of all extents in `step`.
     pub fn at(&self, step: &Step) -> Vec<usize> {
         self.extents().iter().map(|e| e.at(step)).collect()
     }
 
-    /// Number of elements in `step`.
+    /// Number of elements in `step`; `usize::MAX` if there are more.
     pub fn elements(&self, step: &Step) -> usize {
-        self.extents().iter().map(|e| e.at(step)).product()
+        self.extents().iter().fold(1, |n: usize, e| n.saturating_mul(e.at(step)))
     }
 
     /// Number of elements, if no extent is symbolic.
@@ -146,6 +151,9 @@ impl fmt::Debug for Shape {
 ///
 /// The innermost axis is always contiguous: `row_bytes(inner)` bytes of whole blocks. A view (slice, reshape)
 /// differs from its base only in shape, strides and the offset of its [`Place`](crate::Place).
+///
+/// No extent is too large to ask about: byte counts that no `usize` holds are `usize::MAX`, for which no buffer is
+/// large enough.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TensorDesc {
     /// Storage format of the elements.
@@ -158,23 +166,17 @@ pub struct TensorDesc {
 }
 
 impl TensorDesc {
-    /// A dense tensor. Outer axes that contain a symbolic extent below them cannot be dense, so only the
-    /// outermost extent may be symbolic.
+    /// A dense tensor.
     ///
     /// # Panics
-    /// If an extent other than the outermost is symbolic.
+    /// Unless its shape is [fixed inside](Shape::is_fixed_inside).
     pub fn new(dtype: DType, shape: Shape) -> Self {
+        assert!(shape.is_fixed_inside(), "only the outermost extent of a dense tensor may vary: {shape}");
         let mut strides = [0; Shape::MAX_RANK];
-        let rank = shape.rank();
-        if rank > 1 {
-            let mut bytes = dtype.row_bytes(shape.inner());
-            for axis in (0..rank - 1).rev() {
-                strides[axis] = bytes;
-                if axis > 0 {
-                    let extent = shape.extents()[axis].fixed();
-                    bytes *= extent.expect("only the outermost extent of a dense tensor may be symbolic");
-                }
-            }
+        let mut bytes = dtype.row_bytes(shape.inner());
+        for axis in (0..shape.rank() - 1).rev() {
+            strides[axis] = bytes;
+            bytes = bytes.saturating_mul(shape.extents()[axis].fixed().unwrap_or(1));
         }
         TensorDesc { dtype, shape, strides }
     }
@@ -186,13 +188,9 @@ impl TensorDesc {
 
     /// Whether the strides are those of [`TensorDesc::new`].
     pub fn is_dense(&self) -> bool {
-        let rank = self.shape.rank();
-        let mut bytes = self.row_bytes();
-        (0..rank.saturating_sub(1)).rev().all(|axis| {
-            let dense = self.strides[axis] == bytes;
-            bytes = bytes.saturating_mul(self.shape.extents()[axis].fixed().unwrap_or(1));
-            dense
-        })
+        let outer = self.shape.rank() - 1;
+        self.shape.is_fixed_inside()
+            && self.strides[..outer] == TensorDesc::new(self.dtype, self.shape).strides[..outer]
     }
 
     /// Bytes from the first element to one past the last in `step`; 0 if empty.
@@ -201,15 +199,17 @@ impl TensorDesc {
         if extents.contains(&0) {
             return 0;
         }
-        let outer: usize =
-            extents[..extents.len() - 1].iter().zip(&self.strides).map(|(n, stride)| (n - 1) * stride).sum();
-        outer + self.inner_bytes(&extents)
+        let outer = extents[..extents.len() - 1].iter().zip(&self.strides);
+        outer.fold(self.inner_bytes(&extents), |bytes, (n, stride)| {
+            bytes.saturating_add((n - 1).saturating_mul(*stride))
+        })
     }
 
     /// Bytes of the elements themselves in `step` (without gaps between strided rows).
     pub fn dense_bytes(&self, step: &Step) -> usize {
         let extents = self.shape.at(step);
-        extents[..extents.len() - 1].iter().product::<usize>() * self.inner_bytes(&extents)
+        let outer = &extents[..extents.len() - 1];
+        outer.iter().fold(self.inner_bytes(&extents), |bytes, n| bytes.saturating_mul(*n))
     }
 
     /// Bytes of an innermost row; the only row of a vector may have a symbolic extent.
@@ -246,5 +246,29 @@ mod tests {
 
         let blocks = TensorDesc::new(DType::Q8_0, Shape::fixed(&[2, 40]));
         assert_eq!(blocks.span_bytes(&step), 2 * 2 * 34);
+    }
+
+    #[test]
+    fn bytes_beyond_counting_are_the_most_there_can_be() {
+        let step = Step { rows: usize::MAX, past: 0, outputs: 0 };
+        let fixed = |extents: &[usize]| TensorDesc::new(DType::F32, Shape::fixed(extents));
+        // Each but the last would be nothing, or little, modulo 2⁶⁴.
+        for desc in [
+            fixed(&[1 << 60, 4]),
+            fixed(&[1 << 62]),
+            fixed(&[2, 1 << 61, 4]),
+            fixed(&[3, 1 << 31, 1 << 31, 2]),
+            TensorDesc::new(DType::Q8_0, Shape::fixed(&[usize::MAX])),
+            TensorDesc::new(DType::F32, Shape::rows(&[16])),
+        ] {
+            assert_eq!(
+                (desc.span_bytes(&step), desc.dense_bytes(&step)),
+                (usize::MAX, usize::MAX),
+                "{desc:?}"
+            );
+        }
+        let mut repeated = fixed(&[1 << 62, 4]);
+        repeated.strides[0] = 0;
+        assert_eq!((repeated.span_bytes(&step), repeated.dense_bytes(&step)), (16, usize::MAX));
     }
 }

@@ -289,7 +289,7 @@ fn check_step(plan: &Plan, step: &Step) -> Result<(), RunError> {
     }
     check("rows", step.rows, capacity.rows)?;
     check("outputs", step.outputs, capacity.outputs)?;
-    check("cached rows", step.past.saturating_add(step.rows), capacity.kv_len)
+    check("cached rows", step.kv_len(), capacity.kv_len)
 }
 
 fn bytes_of<'a>(name: &str, inputs: &[(&str, &'a [u8])]) -> Option<&'a [u8]> {

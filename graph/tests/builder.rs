@@ -44,11 +44,11 @@ fn a_mistake_names_its_node_and_itself() {
         (|p| p.g.rms_norm("n", p.x, p.norm, f32::NAN), "n: RmsNorm: eps NaN is not finite and positive"),
         (
             |p| p.g.add("n", p.x, p.ids),
-            "n: Add: input 1: expected F32 of 2 to 4 extents, the innermost fixed, found I32[rows]",
+            "n: Add: input 1: expected F32 of 2 to 4 extents, all but the outermost fixed, found I32[rows]",
         ),
         (
             |p| p.g.head_matmul("n", p.heads, p.x),
-            "n: HeadMatMul: input 1: expected F32 of 3 extents, the innermost fixed, found F32[rows, 8]",
+            "n: HeadMatMul: input 1: expected F32 of 3 extents, all but the outermost fixed, found F32[rows, 8]",
         ),
         (
             |p| p.g.select_rows("n", p.x, p.x),
@@ -90,7 +90,7 @@ fn a_mistake_names_its_node_and_itself() {
         (|p| p.g.region(p.x).kv_store("n", p.x), "n: a region needs a state, found the activation embed"),
         (
             |p| p.g.region(p.cache).attention("n", p.x, p.cache, 1.0, 8),
-            "n: LatentAttention: input 0: expected F32 of 3 extents, the innermost fixed, found F32[rows, 8]",
+            "n: LatentAttention: input 0: expected F32 of 3 extents, all but the outermost fixed, found F32[rows, 8]",
         ),
         (
             |p| {

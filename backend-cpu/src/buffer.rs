@@ -54,9 +54,22 @@ impl Drop for Memory {
     }
 }
 
+/// Somebody else's bytes, as they were when asked for: who gives others when asked again changes nothing.
+struct Imported {
+    start: *const u8,
+    size: usize,
+    /// Whom `start` is borrowed from.
+    _owner: HostBytes,
+}
+
+// SAFETY: bytes that are only read, of an owner that may be shared between threads.
+unsafe impl Send for Imported {}
+// SAFETY: as above.
+unsafe impl Sync for Imported {}
+
 enum Bytes {
     Owned(Memory),
-    Imported(HostBytes),
+    Imported(Imported),
 }
 
 /// A buffer of a [`CpuDevice`](crate::CpuDevice). Its bytes are touched by nobody but that device, under the
@@ -73,7 +86,10 @@ impl CpuBuffer {
     }
 
     pub(crate) fn imported(device: u64, bytes: HostBytes) -> Self {
-        CpuBuffer { device, usage: BufferUsage::Weights, bytes: Bytes::Imported(bytes) }
+        let borrowed: &[u8] = (*bytes).as_ref();
+        let (start, size) = (borrowed.as_ptr(), borrowed.len());
+        let imported = Imported { start, size, _owner: bytes };
+        CpuBuffer { device, usage: BufferUsage::Weights, bytes: Bytes::Imported(imported) }
     }
 
     /// The device that made it.
@@ -90,7 +106,7 @@ impl CpuBuffer {
     pub(crate) fn pointer(&self) -> *mut u8 {
         match &self.bytes {
             Bytes::Owned(memory) => memory.pointer(),
-            Bytes::Imported(bytes) => (**bytes).as_ref().as_ptr().cast_mut(),
+            Bytes::Imported(imported) => imported.start.cast_mut(),
         }
     }
 }
@@ -99,7 +115,7 @@ impl Buffer for CpuBuffer {
     fn size(&self) -> usize {
         match &self.bytes {
             Bytes::Owned(memory) => memory.size(),
-            Bytes::Imported(bytes) => (**bytes).as_ref().len(),
+            Bytes::Imported(imported) => imported.size,
         }
     }
 

@@ -4,7 +4,7 @@ use crate::{
     buffer::Memory,
     isa::Level,
     kernels::{BoundKernel, Kernel, bind},
-    tensor::Tensor,
+    tensor::{Tensor, apart},
 };
 use backend_api::{Capacity, DeviceError, TensorDesc};
 use std::{
@@ -25,6 +25,8 @@ pub(crate) struct Phase {
 /// operation is free again when the operation ends; one asked for inside [`Builder::shared`], when the input it
 /// was made from is overwritten; one from [`Builder::lasting`], never.
 pub(crate) struct Builder {
+    /// The device's name, for errors.
+    device: String,
     level: Level,
     threads: usize,
     capacity: Capacity,
@@ -56,8 +58,9 @@ struct Shared {
 }
 
 impl Builder {
-    pub(crate) fn new(level: Level, threads: usize, capacity: Capacity) -> Self {
+    pub(crate) fn new(device: &str, level: Level, threads: usize, capacity: Capacity) -> Self {
         Builder {
+            device: device.to_owned(),
             level,
             threads,
             capacity,
@@ -152,11 +155,11 @@ impl Builder {
         for written in outputs.iter().map(|output| output.span(&self.capacity)) {
             let free = &mut self.free;
             self.shared.retain(|_, shared| {
-                let apart = shared.span.end <= written.start || written.end <= shared.span.start;
-                if !apart {
+                let lives = apart(&shared.span, &written);
+                if !lives {
                     free.append(&mut shared.blocks);
                 }
-                apart
+                lives
             });
         }
         Ok(())
@@ -176,7 +179,7 @@ impl Builder {
             None => {
                 // Who called gets a null pointer into a kernel that never runs.
                 self.failure.get_or_insert(DeviceError::OutOfMemory {
-                    device: String::new(),
+                    device: self.device.clone(),
                     what: "memory between kernels".to_owned(),
                     requested: bytes as u64,
                     available: crate::memory::available(),
@@ -213,7 +216,7 @@ mod tests {
     fn shared_things_last_until_their_input_is_overwritten() {
         let memory = Memory::zeroed(64 * 64).expect("room");
         let (x, y) = (tensor(&memory, 0), tensor(&memory, 8));
-        let mut builder = Builder::new(Level::Portable, 1, CAPACITY);
+        let mut builder = Builder::new("test", Level::Portable, 1, CAPACITY);
         let first = quantised(&mut builder, &x, 0);
         let other_layout = quantised(&mut builder, &x, 1);
         let other_input = quantised(&mut builder, &y, 0);
@@ -233,7 +236,7 @@ mod tests {
     fn a_thing_in_use_is_not_recycled_within_the_operation_that_ends_it() {
         let memory = Memory::zeroed(64 * 64).expect("room");
         let x = tensor(&memory, 0);
-        let mut builder = Builder::new(Level::Portable, 1, CAPACITY);
+        let mut builder = Builder::new("test", Level::Portable, 1, CAPACITY);
         let thing = quantised(&mut builder, &x, 0);
         let own = builder.scratch_buffer(100);
         assert_ne!(thing.0, own);
@@ -244,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_smallest_block_that_fits_is_reused() {
-        let mut builder = Builder::new(Level::Portable, 1, CAPACITY);
+        let mut builder = Builder::new("test", Level::Portable, 1, CAPACITY);
         let blocks = [1000, 10, 100].map(|bytes| builder.scratch_buffer(bytes));
         builder.end_op(&[]).expect("room");
         assert_eq!(
@@ -255,8 +258,9 @@ mod tests {
 
     #[test]
     fn no_room_is_an_error_of_the_operation() {
-        let mut builder = Builder::new(Level::Portable, 1, CAPACITY);
+        let mut builder = Builder::new("test", Level::Portable, 1, CAPACITY);
         builder.scratch_buffer(usize::MAX / 2 + 1);
-        assert!(matches!(builder.end_op(&[]), Err(DeviceError::OutOfMemory { .. })));
+        let error = builder.end_op(&[]).expect_err("no machine has it").to_string();
+        assert!(error.starts_with("test: no memory for memory between kernels"), "{error}");
     }
 }

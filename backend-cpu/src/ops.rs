@@ -5,27 +5,16 @@ use crate::{
     kernels::{attention, combine, elementwise, matmul, norm, rope, route, rows},
     tensor::Tensor,
 };
-use backend_api::{Extent, Op, OpDesc};
+use backend_api::{Op, OpDesc, Unsupported};
 
-/// Whether [`build`] has kernels for an operation that passes [`OpDesc::check`].
+/// Whether [`build`] has kernels for an operation: it has for all that are well formed. Kernels trust a description
+/// with memory, so that the word of a caller is not enough.
 ///
 /// # Errors
-/// The reason why not.
-pub(crate) fn supports(op: &OpDesc) -> Result<(), String> {
-    let tensors = op.inputs.iter().chain(&op.outputs);
-    for desc in tensors {
-        let symbolic = |extent: &Extent| extent.fixed().is_none();
-        // Rank 1 is for ids, which kernels read one by one, and for the numbers of a row.
-        let (from, what) = match desc.shape.rank() {
-            1 if desc.dtype == backend_api::DType::I32 => continue,
-            1 => (0, "a row"),
-            _ => (1, "every extent but the outermost"),
-        };
-        if desc.shape.extents()[from..].iter().any(symbolic) {
-            return Err(format!("{desc:?}: {what} must be of fixed length"));
-        }
-    }
-    Ok(())
+/// What is not well formed.
+pub(crate) fn supports(device: &str, op: &OpDesc) -> Result<(), Unsupported> {
+    let unsupported = |reason| Unsupported { device: device.to_owned(), op: op.op.kind(), reason };
+    op.check().map_err(|error| unsupported(error.problem))
 }
 
 /// Appends the kernels of a supported operation.

@@ -12,6 +12,7 @@ use crate::kernels::Scratch;
 use backend_api::Step;
 use std::{
     any::Any,
+    collections::TryReserveError,
     hint, io,
     ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -126,10 +127,11 @@ impl Team {
     }
 
     /// Gives every member at least `bytes` of scratch.
-    pub(crate) fn reserve(&self, bytes: usize) {
-        for scratch in &self.shared.scratch {
-            lock(scratch).reserve(bytes);
-        }
+    ///
+    /// # Errors
+    /// There is no room for all.
+    pub(crate) fn reserve(&self, bytes: usize) -> Result<(), TryReserveError> {
+        self.shared.scratch.iter().try_for_each(|scratch| lock(scratch).reserve(bytes))
     }
 
     /// Waits until no job is under way.

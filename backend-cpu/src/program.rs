@@ -5,9 +5,9 @@ use crate::{
     builder::{Builder, Phase},
     isa::Level,
     kernels::Scratch,
-    ops,
+    memory, ops,
     pool::{Job, Member, Order, Poisoned, Team},
-    tensor::Tensor,
+    tensor::{Tensor, apart},
 };
 use backend_api::{
     BufferRef, Capacity, DeviceError, Observer, Op, OpDesc, OpEvent, Program, ProgramDesc, ProgramOp, Step,
@@ -48,7 +48,8 @@ struct OpRecord {
 }
 
 impl CpuProgram {
-    /// Buffers must be of this device and all operations supported.
+    /// Buffers must be of this device. Whatever else kernels trust with memory is checked here, once: what a caller
+    /// of safe functions owes must not decide about it.
     pub(crate) fn new(
         device: &str,
         level: Level,
@@ -59,30 +60,36 @@ impl CpuProgram {
             device: device.to_owned(),
             reason: format!("program {}: {reason}", program.name),
         };
-        let mut builder = Builder::new(level, team.threads(), program.capacity);
+        let mut builder = Builder::new(device, level, team.threads(), program.capacity);
+        let mut records = Vec::with_capacity(program.ops.len());
         for op in &program.ops {
             let fault = |reason: String| fault(format!("{}: {reason}", op.name));
             let tensor = |&value: &usize| place(&program, value).map_err(fault);
             let inputs = op.inputs.iter().map(tensor).collect::<Result<Vec<_>, _>>()?;
             let outputs = op.outputs.iter().map(tensor).collect::<Result<Vec<_>, _>>()?;
+            let desc = program.describe(op);
+            ops::supports(device, &desc)?;
+            check_cache(&op.op, &inputs, &outputs, &program.capacity).map_err(fault)?;
             check_outputs(&program, op, &inputs, &outputs).map_err(fault)?;
             ops::build(&op.op, &inputs, &outputs, &mut builder);
-            builder.end_op(&outputs).map_err(|error| name_device(error, device))?;
+            builder.end_op(&outputs)?;
+            records.push(OpRecord { name: op.name.clone(), desc, nanoseconds: AtomicU64::new(0) });
         }
         let (phases, memory) = builder.finish();
-        team.reserve(phases.iter().map(|phase| phase.kernel.scratch_bytes()).max().unwrap_or(0));
-        let record = |op: &ProgramOp| OpRecord {
-            name: op.name.clone(),
-            desc: program.describe(op),
-            nanoseconds: AtomicU64::new(0),
-        };
+        let scratch = phases.iter().map(|phase| phase.kernel.scratch_bytes()).max().unwrap_or(0);
+        team.reserve(scratch).map_err(|_| DeviceError::OutOfMemory {
+            device: device.to_owned(),
+            what: format!("scratch of {} threads", team.threads()),
+            requested: (scratch as u64).saturating_mul(team.threads() as u64),
+            available: memory::available(),
+        })?;
         Ok(CpuProgram {
             device: device.to_owned(),
             capacity: program.capacity,
             team,
             kernels: Arc::new(Kernels {
                 phases,
-                ops: program.ops.iter().map(record).collect(),
+                ops: records,
                 last_end: AtomicU64::new(0),
                 _memory: memory,
                 _buffers: program.buffers,
@@ -141,8 +148,7 @@ impl Job for Kernels {
 
 impl Program for CpuProgram {
     fn run(&mut self, step: &Step, observer: &mut dyn Observer) -> Result<(), DeviceError> {
-        let Capacity { rows, outputs, kv_len } = self.capacity;
-        if step.rows > rows || step.outputs > outputs || step.kv_len() > kv_len {
+        if !self.capacity.holds(step) {
             return Err(self.fault(format!("{step:?} is beyond its {:?}", self.capacity)));
         }
         let kernels = &self.kernels;
@@ -182,14 +188,32 @@ fn place(program: &ProgramDesc, value: usize) -> Result<Tensor, String> {
     Ok(Tensor::new(buffer.pointer().wrapping_add(offset), value.desc))
 }
 
-/// What kernels rely on: outputs are writable, aligned, and apart from inputs (or, for `Add`, in the same place).
+/// What kernels rely on: rows up to the capacity are stored, and seen.
+fn check_cache(op: &Op, inputs: &[Tensor], outputs: &[Tensor], capacity: &Capacity) -> Result<(), String> {
+    let cache = match op {
+        Op::KvStore => &outputs[0],
+        Op::LatentAttention { .. } => &inputs[1],
+        _ => return Ok(()),
+    };
+    if cache.extent(0, &capacity.full_step()) < capacity.kv_len {
+        return Err(format!(
+            "expected a cache of {} rows or more, found {:?}",
+            capacity.kv_len,
+            cache.desc()
+        ));
+    }
+    Ok(())
+}
+
+/// What kernels rely on: outputs are writable, aligned, and apart from each other and from inputs (or, for `Add`, in
+/// the place of one).
 fn check_outputs(
     program: &ProgramDesc,
     op: &ProgramOp,
     inputs: &[Tensor],
     outputs: &[Tensor],
 ) -> Result<(), String> {
-    for (&value, output) in op.outputs.iter().zip(outputs) {
+    for (index, (&value, output)) in op.outputs.iter().zip(outputs).enumerate() {
         let buffer = &program.buffers[program.values[value].place.buffer];
         if !buffer.as_any().downcast_ref::<CpuBuffer>().is_some_and(CpuBuffer::is_writable) {
             return Err("an output lies in imported bytes, which are only read".to_owned());
@@ -203,25 +227,19 @@ fn check_outputs(
         }
         let span = output.span(&program.capacity);
         for input in inputs {
-            let other = input.span(&program.capacity);
-            let apart = other.end <= span.start || span.end <= other.start;
             let in_place =
                 op.op == Op::Add && input.base::<u8>() as usize == address && input.desc() == output.desc();
-            if !apart && !in_place {
+            if !in_place && !apart(&span, &input.span(&program.capacity)) {
                 return Err(format!("output {:?} overlaps input {:?}", output.desc(), input.desc()));
+            }
+        }
+        for other in &outputs[..index] {
+            if !apart(&span, &other.span(&program.capacity)) {
+                return Err(format!("output {:?} overlaps output {:?}", output.desc(), other.desc()));
             }
         }
     }
     Ok(())
-}
-
-fn name_device(error: DeviceError, name: &str) -> DeviceError {
-    match error {
-        DeviceError::OutOfMemory { what, requested, available, .. } => {
-            DeviceError::OutOfMemory { device: name.to_owned(), what, requested, available }
-        }
-        other => other,
-    }
 }
 
 /// Bytes of weights and states that an operation reads, and its multiply-accumulates. Chosen experts are counted

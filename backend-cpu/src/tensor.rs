@@ -4,8 +4,10 @@ use backend_api::{Capacity, DType, Shape, Step, TensorDesc};
 use std::ops::Range;
 
 /// A tensor at an address. Computing an address is safe; using it is what the `unsafe` of
-/// [`Kernel::run`](crate::kernels::Kernel::run) is about. Addresses may be unaligned: imported weights lie where
-/// the file has them. Only outputs are known to be aligned to 4 bytes.
+/// [`Kernel::run`](crate::kernels::Kernel::run) is about.
+///
+/// Outputs are aligned to 4 bytes. Inputs start anywhere (imported weights lie where the file has them), so their
+/// elements are loaded as vectors, which need no alignment, or read unaligned.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tensor {
     base: *mut u8,
@@ -52,7 +54,13 @@ impl Tensor {
     /// Innermost rows in `step`: the product of all other extents.
     pub(crate) fn rows(&self, step: &Step) -> usize {
         let extents = self.desc.shape.extents();
-        extents[..extents.len() - 1].iter().map(|extent| extent.at(step)).product()
+        product(extents[..extents.len() - 1].iter().map(|extent| extent.at(step)))
+    }
+
+    /// Innermost rows of each index of the outermost axis.
+    pub(crate) fn inner_rows(&self) -> usize {
+        let extents = self.desc.shape.extents();
+        product(extents[1..extents.len() - 1].iter().map(|extent| extent.fixed().unwrap_or(1)))
     }
 
     /// The address of the first element.
@@ -84,6 +92,17 @@ impl Tensor {
     /// The addresses from its first byte to its last, for the largest step.
     pub(crate) fn span(&self, capacity: &Capacity) -> Range<usize> {
         let start = self.base as usize;
-        start..start + self.desc.span_bytes(&capacity.full_step())
+        start..start.saturating_add(self.desc.span_bytes(&capacity.full_step()))
     }
+}
+
+/// Whether two spans have no byte in common.
+pub(crate) fn apart(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.end <= b.start || b.end <= a.start
+}
+
+/// A product of extents, `usize::MAX` if it is more: as a size, one that no allocation has. (Tensors without elements
+/// may have any extents.)
+pub(crate) fn product(factors: impl IntoIterator<Item = usize>) -> usize {
+    factors.into_iter().fold(1, usize::saturating_mul)
 }

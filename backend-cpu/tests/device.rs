@@ -2,11 +2,14 @@
 
 use backend_api::{
     BufferRef, BufferRequest, BufferUsage, Capacity, DType, Device, DeviceError, Discard, Extent, Gating,
-    HostBytes, Observer, Op, OpEvent, Place, ProgramDesc, ProgramOp, ProgramValue, RopeAttributes,
+    HostBytes, Observer, Op, OpEvent, Place, Precision, ProgramDesc, ProgramOp, ProgramValue, RopeAttributes,
     RouteAttributes, Shape, Step, TensorDesc,
 };
 use backend_cpu::{CpuDevice, CpuError, CpuOptions, Level};
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 const CAPACITY: Capacity = Capacity { rows: 24, outputs: 24, kv_len: 64 };
 
@@ -239,6 +242,32 @@ fn imported_bytes_are_not_copied_and_not_written() {
     assert!(error.contains("imported bytes, which are only read"), "{error}");
 }
 
+/// Gives other bytes whenever it is asked.
+struct Fickle {
+    asked: AtomicUsize,
+    bytes: [Vec<u8>; 2],
+}
+
+impl AsRef<[u8]> for Fickle {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[self.asked.fetch_add(1, Ordering::Relaxed) % 2]
+    }
+}
+
+#[test]
+fn imported_bytes_are_asked_for_once() {
+    let cpu = device(1);
+    let fickle = Fickle { asked: AtomicUsize::new(0), bytes: [vec![1; 8], vec![2; 4096]] };
+    let imported = cpu.import(&(Arc::new(fickle) as HostBytes)).expect("no driver").expect("zero copy");
+    for _ in 0..2 {
+        let mut bytes = [0; 8];
+        assert_eq!(imported.size(), 8);
+        cpu.read(&imported, 0, &mut bytes).expect("inside");
+        assert_eq!(bytes, [1; 8]);
+        assert!(cpu.read(&imported, 1, &mut bytes).is_err());
+    }
+}
+
 #[test]
 fn ids_out_of_range_are_an_error_and_the_device_goes_on() {
     for threads in [1, 2] {
@@ -266,7 +295,7 @@ fn steps_beyond_the_capacity_are_refused() {
     for step in [at(0, 0, 0), at(24, 40, 24), at(1, 63, 0)] {
         program.run(&step, &mut Discard).expect("inside");
     }
-    for step in [at(25, 0, 0), at(1, 64, 0), at(1, 0, 25)] {
+    for step in [at(25, 0, 0), at(1, 64, 0), at(1, 0, 25), at(1, usize::MAX, 0)] {
         let error = program.run(&step, &mut Discard).expect_err("outside").to_string();
         assert!(error.contains("is beyond its Capacity"), "{error}");
     }
@@ -285,17 +314,125 @@ fn programs_that_would_leave_their_buffers_are_refused() {
     };
     assert_eq!(sketch(|_| ()), Ok(()));
     type Change = fn(&mut ProgramDesc);
-    let cases: [(Change, &str); 5] = [
+    let cases: [(Change, &str); 8] = [
         (|program| program.values[2].place.offset += 64, "beyond a buffer"),
         (|program| program.values[0].place.offset = usize::MAX, "beyond a buffer"),
         (|program| program.values[1].place.buffer = 1, "no buffer 1"),
         (|program| program.values[2].place.offset = 32, "overlaps input"),
         (|program| program.values[2].place.offset -= 3, "no multiple of 4"),
+        (|program| program.ops[0].inputs[1] = 7, "there is no value 7"),
+        // 2⁶⁴ bytes.
+        (|program| program.values[0].desc.shape = Shape::fixed(&[1 << 62]), "beyond a buffer"),
+        (|program| program.values[0].desc.strides[0] = usize::MAX / 4, "beyond a buffer"),
     ];
     for (change, want) in cases {
         let error = sketch(change).expect_err(want);
         assert!(error.contains(want), "{error}, not {want}");
     }
+}
+
+/// What compiling one operation on these values comes to; its outputs lie behind each other unless `lay` says
+/// otherwise.
+fn compile_one(
+    op: Op,
+    inputs: &[TensorDesc],
+    outputs: &[TensorDesc],
+    lay: impl FnOnce(&mut ProgramDesc),
+) -> Result<(), String> {
+    let cpu = device(1);
+    let mut sketch = Sketch::new(&cpu);
+    let inputs: Vec<usize> = inputs.iter().map(|desc| sketch.value(*desc)).collect();
+    let outputs: Vec<usize> = outputs.iter().map(|desc| sketch.value(*desc)).collect();
+    sketch.push(op, &inputs, &outputs);
+    let mut program = sketch.program(&[sketch.buffer()]);
+    lay(&mut program);
+    cpu.compile(program).map(drop).map_err(|error| error.to_string())
+}
+
+fn route(used: usize) -> Op {
+    let gating = Gating::Sigmoid;
+    Op::Route(RouteAttributes { used, gating, groups: 1, groups_used: 1, renormalise: false, scale: 1.0 })
+}
+
+fn ids(used: usize) -> TensorDesc {
+    TensorDesc::new(DType::I32, Shape::rows(&[used]))
+}
+
+#[test]
+fn ill_formed_operations_are_refused() {
+    let x = f32_rows(&[8]);
+    let add = |output| compile_one(Op::Add, &[x, x], &[output], |_| ());
+    assert_eq!(add(x), Ok(()));
+    let error = add(f32_rows(&[64])).expect_err("wider than its inputs");
+    assert!(
+        error.contains("cpu cannot run Add: output 0: expected F32[rows, 8], found F32[rows, 64]"),
+        "{error}"
+    );
+    let mut all_in_one = x;
+    all_in_one.strides[0] = 0;
+    let error = add(all_in_one).expect_err("rows on top of each other");
+    assert!(error.contains("found F32[rows, 8] strides [0]"), "{error}");
+    let inputs = [TensorDesc::new(DType::F32, Shape::fixed(&[8])), x];
+    let error = compile_one(Op::SwiGlu, &inputs[..1], &[x], |_| ()).expect_err("an input short");
+    assert!(error.contains("expected 2..=2 inputs, found 1"), "{error}");
+}
+
+#[test]
+fn caches_hold_what_the_capacity_says() {
+    let (row, q) = (f32_rows(&[8]), f32_rows(&[2, 8]));
+    let attention = Op::LatentAttention { scale: 1.0, latent: 8 };
+    for dtype in [DType::F32, DType::F16, DType::Q8_0] {
+        let cache = |rows| TensorDesc::new(dtype, Shape::fixed(&[rows, 8]));
+        let both = |rows| {
+            let store = compile_one(Op::KvStore, &[row], &[cache(rows)], |_| ());
+            [store, compile_one(attention.clone(), &[q, cache(rows)], &[q], |_| ())]
+        };
+        assert_eq!(both(CAPACITY.kv_len), [Ok(()), Ok(())]);
+        for outcome in both(CAPACITY.kv_len - 1) {
+            let error = outcome.expect_err("a row short");
+            assert!(error.contains("expected a cache of 64 rows or more, found"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn outputs_do_not_overlap() {
+    let lay = |overlap: usize| {
+        compile_one(route(2), &[f32_rows(&[8])], &[ids(2), f32_rows(&[2])], |program| {
+            program.values[2].place.offset = program.values[1].place.offset + 24 * 2 * 4 - overlap;
+        })
+    };
+    assert_eq!(lay(0), Ok(()));
+    for overlap in [4, 24 * 2 * 4] {
+        let error = lay(overlap).expect_err("a byte of two outputs");
+        assert!(error.contains("overlaps output I32[rows, 2]"), "{error}");
+    }
+}
+
+/// Extents whose products wrap around to little: memory between kernels would be too small.
+#[test]
+fn sizes_beyond_counting_are_out_of_memory() {
+    let no_room = |outcome: Result<(), String>| {
+        let error = outcome.expect_err("no machine has it");
+        assert!(error.starts_with("cpu: no memory for"), "{error}");
+    };
+    let rope = Op::Rope(RopeAttributes { inverse_frequencies: [0.5; 4].into(), magnitude: 1.0 });
+    let none = f32_rows(&[0, 8]);
+    no_room(compile_one(rope, &[none], &[none], |program| program.capacity.rows = 1 << 59));
+
+    let mut experts = TensorDesc::new(DType::F32, Shape::fixed(&[usize::MAX / 12 + 1, 1, 1]));
+    experts.strides[0] = 0;
+    let op = Op::ExpertMatMul { precision: Precision::Default };
+    no_room(compile_one(op, &[experts, f32_rows(&[1]), ids(2)], &[f32_rows(&[2, 1])], |_| ()));
+
+    // Not between kernels, but of each thread.
+    let mut scores = f32_rows(&[8]);
+    scores.shape = Shape::rows(&[1 << 60]);
+    let outputs = [ids(2), f32_rows(&[2])];
+    no_room(compile_one(route(2), &[f32_rows(&[8])], &outputs, |program| {
+        program.capacity.rows = 0;
+        program.values[0].desc = scores;
+    }));
 }
 
 #[test]

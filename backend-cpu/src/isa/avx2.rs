@@ -30,8 +30,11 @@ fn both<A: Copy, B: Copy, C>(a: [A; 2], b: [B; 2], f: impl Fn(A, B) -> C) -> [C;
 }
 
 /// Lanes below `n` all ones.
+///
+/// # Safety
+/// `n <= 16`, and the processor has AVX2.
 #[inline(always)]
-fn first(n: usize) -> I {
+unsafe fn first(n: usize) -> I {
     static EDGE: [i32; 32] = {
         let mut edge = [0; 32];
         let mut i = 0;
@@ -42,7 +45,7 @@ fn first(n: usize) -> I {
         edge
     };
     debug_assert!(n <= 16);
-    // SAFETY: `n <= 16`, so that 16 entries from `16 - n` lie in the table. AVX2 as proven by the caller's token.
+    // SAFETY: the caller's; so 16 entries from `16 - n` lie in the table.
     unsafe {
         let p = EDGE.as_ptr().add(16 - n);
         [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast())]

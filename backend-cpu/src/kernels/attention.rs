@@ -11,7 +11,11 @@ use super::{
     exp::exp,
     matmul::float::{F16, F32, Float, tile},
 };
-use crate::{builder::Builder, isa::Isa, tensor::Tensor};
+use crate::{
+    builder::Builder,
+    isa::Isa,
+    tensor::{Tensor, product},
+};
 use backend_api::{DType, Step, format};
 use std::marker::PhantomData;
 
@@ -38,7 +42,7 @@ pub(crate) fn latent_attention(
     let spread_rows = SPREAD_ROWS.min(capacity.rows);
     let segments = capacity.kv_len.div_ceil(SEGMENT);
     let head_bytes = 4 * (2 + latent).next_multiple_of(16);
-    let partial = builder.scratch_buffer(spread_rows * segments * heads * head_bytes);
+    let partial = builder.scratch_buffer(product([spread_rows, segments, heads, head_bytes]));
     let plan = Plan {
         q: *q,
         cache: *cache,
@@ -477,12 +481,12 @@ mod tests {
         let output = Tensor::new(out.as_mut_ptr().cast(), TensorDesc::new(DType::F32, shape));
         let step = Step { rows, past, outputs: rows };
         let kv_len = cache.shape().extents()[0].fixed().unwrap();
-        let mut builder = Builder::new(level, 2, Capacity { rows, outputs: rows, kv_len });
+        let mut builder = Builder::new("test", level, 2, Capacity { rows, outputs: rows, kv_len });
         latent_attention(&q.tensor(), &cache, &output, 0.3, case.latent, &mut builder);
         let (phases, _memory) = builder.finish();
         let mut scratch = Scratch::default();
         for phase in &phases {
-            scratch.reserve(phase.kernel.scratch_bytes());
+            scratch.reserve(phase.kernel.scratch_bytes()).expect("room");
             for task in (0..phase.kernel.tasks(&step)).rev() {
                 // SAFETY: one thread, and all tensors are alive.
                 unsafe { phase.kernel.run(&step, task, &mut scratch) }

@@ -6,6 +6,7 @@
 
 use crate::isa::{Isa, Level, Portable, Task};
 use backend_api::Step;
+use std::collections::TryReserveError;
 
 /// `[value(0), …, value(n - 1)]` as a loop in place: a closure would not inline with the instruction set, and
 /// intrinsics would become calls.
@@ -52,10 +53,15 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    pub(crate) fn reserve(&mut self, bytes: usize) {
-        if self.bytes.len() * 8 < bytes {
-            self.bytes.resize(bytes.div_ceil(8), 0);
+    /// # Errors
+    /// There is no room; the scratch is what it was.
+    pub(crate) fn reserve(&mut self, bytes: usize) -> Result<(), TryReserveError> {
+        let words = bytes.div_ceil(8);
+        if let Some(more) = words.checked_sub(self.bytes.len()) {
+            self.bytes.try_reserve_exact(more)?;
+            self.bytes.resize(words, 0);
         }
+        Ok(())
     }
 
     /// At least as many bytes as were reserved, aligned to 8.

@@ -1,7 +1,11 @@
 //! [`Op::Rope`](backend_api::Op::Rope): a table of angles for the step, made once, and the rotations.
 
 use super::{Kernel, Scratch, cut::Cut};
-use crate::{builder::Builder, isa::Isa, tensor::Tensor};
+use crate::{
+    builder::Builder,
+    isa::Isa,
+    tensor::{Tensor, product},
+};
 use backend_api::{RopeAttributes, Step};
 
 /// Turns the pairs of each row by its position.
@@ -15,7 +19,7 @@ pub(crate) fn rope(
         Some(table) => table,
         None => {
             let pairs = attributes.inverse_frequencies.len();
-            let bytes = builder.capacity().rows * pairs * size_of::<Turn>();
+            let bytes = product([builder.capacity().rows, pairs, size_of::<Turn>()]);
             let table = Table { attributes: attributes.clone(), turns: builder.lasting(bytes).cast() };
             builder.push(FillTable(table.clone()));
             builder.keep(table.clone());
@@ -85,9 +89,7 @@ impl Rope {
 
     fn new(table: Table, inputs: &[Tensor], outputs: &[Tensor]) -> Self {
         let (x, out) = (inputs[0], outputs[0]);
-        let extents = x.shape().extents();
-        let heads = extents[1..extents.len() - 1].iter().map(|extent| extent.fixed().unwrap_or(1)).product();
-        Rope { table, x, out, heads, cut: Cut::whole_rows(out.width(), Self::TASK) }
+        Rope { table, x, out, heads: x.inner_rows(), cut: Cut::whole_rows(out.width(), Self::TASK) }
     }
 }
 
@@ -132,7 +134,7 @@ mod tests {
             let attributes =
                 RopeAttributes { inverse_frequencies: frequencies.clone().into(), magnitude: 1.25 };
             each_level(|level| {
-                let mut builder = Builder::new(level, 1, capacity);
+                let mut builder = Builder::new("test", level, 1, capacity);
                 let table = Table {
                     turns: builder.lasting(16 * n / 2 * size_of::<Turn>()).cast(),
                     attributes: attributes.clone(),
@@ -159,7 +161,7 @@ mod tests {
     #[test]
     fn one_table_for_equal_attributes() {
         let capacity = Capacity { rows: 4, outputs: 4, kv_len: 100 };
-        let mut builder = Builder::new(crate::isa::Level::Portable, 1, capacity);
+        let mut builder = Builder::new("test", crate::isa::Level::Portable, 1, capacity);
         let (mut x, mut out) = (Rows::new(&[4, 8], 0, 1), Rows::poisoned(&[4, 8]));
         let (x, out) = ([x.tensor()], [out.tensor()]);
         for base in [10_000f64, 10_000.0, 500.0, 10_000.0] {

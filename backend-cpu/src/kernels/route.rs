@@ -1,7 +1,11 @@
 //! [`Op::Route`](backend_api::Op::Route): scores to chosen experts and their weights.
 
 use super::{Kernel, Scratch};
-use crate::{builder::Builder, isa::Isa, tensor::Tensor};
+use crate::{
+    builder::Builder,
+    isa::Isa,
+    tensor::{Tensor, product},
+};
 use backend_api::{Gating, RouteAttributes, Step};
 use std::slice;
 
@@ -31,9 +35,9 @@ impl Route {
 }
 
 impl Kernel for Route {
-    /// Probabilities and selection scores of the experts, and scores of the groups.
+    /// Probabilities and selection scores of the experts, and scores of the groups, of which there are no more.
     fn scratch_bytes(&self) -> usize {
-        4 * (2 * self.scores.width() + self.attributes.groups)
+        product([4, 3, self.scores.width()])
     }
 
     /// One row is some µs of work.

@@ -91,7 +91,7 @@ struct KvStore {
 
 impl Kernel for KvStore {
     fn scratch_bytes(&self) -> usize {
-        4 * self.row.width()
+        if self.cache.dtype() == DType::Q8_0 { 4 * self.row.width() } else { 0 }
     }
 
     fn tasks(&self, step: &Step) -> usize {
@@ -103,7 +103,8 @@ impl Kernel for KvStore {
         let n = self.row.width();
         for row in self.cut.rows(task, step.rows) {
             let (from, to) = (self.row.row::<f32>(row), self.cache.row::<u8>(step.past + row));
-            // SAFETY: both rows hold `n` elements, the scratch too; this cache row belongs to this task.
+            // SAFETY: both rows hold `n` elements; this cache row belongs to this task. Beside a quantised cache the
+            // scratch has room for as many.
             unsafe {
                 match self.cache.dtype() {
                     DType::F32 => ptr::copy_nonoverlapping(from.cast(), to, 4 * n),
@@ -158,9 +159,8 @@ struct SelectRows {
 impl SelectRows {
     fn new(inputs: &[Tensor], outputs: &[Tensor]) -> Self {
         let out = outputs[0];
-        let extents = out.shape().extents();
-        let inner = extents[1..extents.len() - 1].iter().map(|extent| extent.fixed().unwrap_or(1)).product();
-        SelectRows { x: inputs[0], ids: inputs[1], out, inner, cut: Cut::whole_rows(out.width(), TASK) }
+        let cut = Cut::whole_rows(out.width(), TASK);
+        SelectRows { x: inputs[0], ids: inputs[1], out, inner: out.inner_rows(), cut }
     }
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn each_level(test: impl Fn(Level)) {
 pub(crate) fn run(kernel: impl Kernel + 'static, level: Level, step: &Step) {
     let kernel = bind(kernel, level);
     let mut scratch = Scratch::default();
-    scratch.reserve(kernel.scratch_bytes());
+    scratch.reserve(kernel.scratch_bytes()).expect("room");
     for task in (0..kernel.tasks(step)).rev() {
         // SAFETY: tests run on one thread, with tensors that are alive.
         unsafe { kernel.run(step, task, &mut scratch) }

@@ -13,7 +13,7 @@ use crate::{
     builder::Builder,
     isa::{Isa, scale_lane},
     kernels::{Kernel, Scratch},
-    tensor::Tensor,
+    tensor::{Tensor, product},
 };
 use backend_api::Step;
 
@@ -140,7 +140,7 @@ impl Quantized {
         let variant = layout.block + layout.group;
         builder.shared(x, variant as u64, |builder| {
             let rows = x.rows(&builder.capacity().full_step());
-            let base = builder.scratch_buffer(rows * layout.row_bytes());
+            let base = builder.scratch_buffer(product([rows, layout.row_bytes()]));
             let quantized = Quantized { base, layout };
             builder.push(Quantize { x: *x, to: quantized });
             quantized

@@ -142,7 +142,7 @@ impl<W: Source + 'static> Kernel for FloatProduct<W> {
     }
 
     fn tasks(&self, step: &Step) -> usize {
-        self.pairing.problems(step) * self.weights.rows.div_ceil(self.chunk)
+        self.pairing.problems(self.output.rows(step)) * self.weights.rows.div_ceil(self.chunk)
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use crate::{
     builder::Builder,
     isa::Isa,
     kernels::{Kernel, Scratch},
-    tensor::Tensor,
+    tensor::{Tensor, product},
 };
 use backend_api::Step;
 
@@ -60,13 +60,14 @@ pub(crate) enum Pairing {
 }
 
 impl Pairing {
-    /// An upper bound of the number of problems.
-    pub(crate) fn problems(&self, step: &Step) -> usize {
-        match self {
+    /// An upper bound of the number of problems; none without `rows` of the output.
+    pub(crate) fn problems(&self, rows: usize) -> usize {
+        let matrices = match self {
             Pairing::Rows => 1,
             Pairing::Heads(heads) => *heads,
-            Pairing::Experts { groups, .. } => groups.experts.min(groups.ids.rows(step) * groups.ids.width()),
-        }
+            Pairing::Experts { groups, .. } => groups.experts,
+        };
+        matrices.min(rows)
     }
 
     /// Problem `index`; `rows` is the number of rows of the output. `None` past the last.
@@ -113,8 +114,9 @@ unsafe impl Sync for Groups {}
 impl Groups {
     pub(crate) fn of(ids: &Tensor, experts: usize, builder: &mut Builder) -> Self {
         builder.shared(ids, experts as u64, |builder| {
-            let entries = ids.rows(&builder.capacity().full_step()) * ids.width();
-            let table = builder.scratch_buffer(4 * (1 + 3 * experts + entries)).cast();
+            let entries = product([ids.rows(&builder.capacity().full_step()), ids.width()]);
+            let fields = product([3, experts]).saturating_add(entries).saturating_add(1);
+            let table = builder.scratch_buffer(product([4, fields])).cast();
             let groups = Groups { ids: *ids, experts, table };
             builder.push(Group(groups));
             groups
@@ -149,11 +151,11 @@ impl Kernel for Group {
     unsafe fn run<S: Isa>(&self, _isa: S, step: &Step, _task: usize, _scratch: &mut Scratch) {
         let Groups { ids, experts, table } = self.0;
         let (rows, used) = (ids.rows(step), ids.width());
-        // SAFETY: the table has room for all experts and entries; ids are below `experts` (the caller owes it, and
-        // `min` keeps a wrong one inside).
+        // SAFETY: the table has room for all experts and entries; ids are dense, and below `experts` (the caller owes
+        // it, and `min` keeps a wrong one inside).
         unsafe {
             let expert = |entry: usize| {
-                let id = *ids.row::<i32>(entry / used).add(entry % used);
+                let id = ids.base::<i32>().add(entry).read_unaligned();
                 (id as usize).min(experts - 1)
             };
             let group = |index: usize, field: usize| table.add(1 + 3 * index + field);
@@ -188,5 +190,35 @@ impl Kernel for Group {
             }
             *table = active as u32;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::{each_level, rows, run};
+    use backend_api::{DType, Shape, TensorDesc};
+
+    #[test]
+    fn entries_are_sorted_by_expert_wherever_the_ids_start() {
+        let (experts, ids) = (4, [2i32, 0, 2, 3, 0, 2]);
+        let desc = TensorDesc::new(DType::I32, Shape::rows(&[2]));
+        each_level(|level| {
+            for start in 0..4 {
+                let mut bytes = vec![0; start];
+                bytes.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+                let ids = Tensor::new(bytes.as_mut_ptr().wrapping_add(start), desc);
+                let mut table = [u32::MAX; 1 + 3 * 4 + 6];
+                run(Group(Groups { ids, experts, table: table.as_mut_ptr() }), level, &rows(3));
+                let groups = [table[0], table[1], table[2], table[3]];
+                assert_eq!(
+                    groups,
+                    [3, 0, 0, 2],
+                    "{level}: three experts; expert 0 has the first two entries"
+                );
+                assert_eq!(table[4..10], [2, 2, 3, 3, 5, 1], "{level}");
+                assert_eq!(table[13..], [1, 4, 0, 2, 5, 3], "{level}");
+            }
+        });
     }
 }

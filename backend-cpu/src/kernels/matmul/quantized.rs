@@ -601,7 +601,7 @@ impl<D: Dot + 'static> Kernel for Product<D> {
     }
 
     fn tasks(&self, step: &Step) -> usize {
-        self.pairing.problems(step) * self.weights.rows.div_ceil(self.chunk)
+        self.pairing.problems(self.output.rows(step)) * self.weights.rows.div_ceil(self.chunk)
     }
 
     #[inline(always)]

@@ -35,12 +35,13 @@ impl Case {
 
 /// Runs what `build` pushed, one task after the other.
 fn run(level: Level, step: Step, build: impl FnOnce(&mut Builder)) {
-    let mut builder = Builder::new(level, 2, Capacity { rows: step.rows, outputs: step.rows, kv_len: 64 });
+    let mut builder =
+        Builder::new("test", level, 2, Capacity { rows: step.rows, outputs: step.rows, kv_len: 64 });
     build(&mut builder);
     let (phases, _memory) = builder.finish();
     let mut scratch = Scratch::default();
     for phase in &phases {
-        scratch.reserve(phase.kernel.scratch_bytes());
+        scratch.reserve(phase.kernel.scratch_bytes()).expect("room");
         for task in 0..phase.kernel.tasks(&step) {
             // SAFETY: one thread; the test keeps its tensors alive.
             unsafe { phase.kernel.run(&step, task, &mut scratch) }

@@ -78,15 +78,56 @@ fn bytes_that_are_no_text_are_replaced() {
 }
 
 #[test]
+fn half_a_surrogate_pair_does_not_end_the_stream() {
+    let model = austen();
+    let input = "\"a\\ud800b\"\n\"\\udfff\"\n\"\\ud83d\\ude42\"\n\"end\"\n";
+    let ids = run_with(TOKENIZE, &["--model", &model, "--jsonl"], input).ok();
+    let texts = run_with(TOKENIZE, &["--model", &model, "--jsonl", "--decode"], &ids).ok();
+    let texts: Vec<String> = texts.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(texts, ["a\u{fffd}b", "\u{fffd}", "🙂", "end"]);
+}
+
+#[test]
+fn blank_lines_are_skipped_and_counted() {
+    let model = austen();
+    let said = run_with(TOKENIZE, &["--model", &model, "--jsonl"], "\n\"one\"\n \t\r\n\"two\"\nthree\n");
+    assert_eq!(said.out.lines().count(), 2, "{said:?}");
+    assert!(said.err.contains("standard input, line 5: "), "{said:?}");
+    let said = run_with(TOKENIZE, &["--model", &model, "--jsonl", "--decode"], "\n[1]\n\n").ok();
+    assert_eq!(said.lines().count(), 1, "{said:?}");
+}
+
+#[test]
+fn every_error_names_its_line_once() {
+    let model = austen();
+    let lines = |more: &[&str], good: &str, bad: &str, expected: &str| {
+        let arguments = [&["--model", &model, "--jsonl"], more].concat();
+        let said = run_with(TOKENIZE, &arguments, &format!("{good}\n{bad}\n{good}\n"));
+        assert_eq!((said.code, said.out.lines().count()), (Some(1), 1), "{said:?}");
+        assert!(said.err.contains(&format!("error: standard input, line 2: {expected}")), "{said:?}");
+        assert_eq!(said.err.matches("line ").count(), 1, "{said:?}");
+    };
+    let text = |bad, expected| lines(&[], "\"fine\"", bad, expected);
+    text("[1]", "expected a JSON string: invalid type: sequence");
+    text("\"open", "expected a JSON string: EOF while parsing a string, at column 5");
+    text("\"\\x\"", "expected a JSON string: invalid escape, at column ");
+    text("\"a\tb\"", "expected a JSON string: control character");
+    let ids = |bad, expected| lines(&["--decode"], "[1]", bad, expected);
+    ids("\"text\"", "expected a JSON array of ids: invalid type: string \"text\"");
+    ids("[1, -2]", "expected a JSON array of ids: invalid value: integer `-2`");
+    ids("[1, 2", "expected a JSON array of ids: EOF while parsing a list, at column 5");
+    ids("[999999]", "token id 999999: expected one below 2048, the size of the vocabulary");
+}
+
+#[test]
 fn what_is_wrong_in_the_input_is_named() {
     let model = austen();
-    let said = run_with(TOKENIZE, &["--model", &model, "--jsonl"], "\"fine\"\n[1]\n");
-    assert_eq!(said.code, Some(1));
-    assert!(said.err.contains("standard input, line 2: expected a JSON string"), "{said:?}");
     let error = run(TOKENIZE, &["--model", &model, "--decode", "--text", "1 x 2"]).error();
     assert!(error.contains("expected a token id, found \"x\""), "{error}");
     let error = run(TOKENIZE, &["--model", &model, "--decode", "--text", "999999"]).error();
     assert!(error.contains("999999") && error.contains("2048"), "{error}");
+    let error = run(TOKENIZE, &["--model", &model, "--file", "no/such/text"]).error();
+    assert!(error.contains("no/such/text: cannot be read"), "{error}");
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Text to token ids, and back.
 
-use bench::cli::{self, Failure, print_json};
+use bench::{
+    cli::{self, Failure, print_json},
+    jsonl,
+};
 use clap::{Args, Parser};
 use model_deepseek::{
     source::{Checkpoint, Keys},
@@ -8,6 +11,7 @@ use model_deepseek::{
 };
 use serde_json::json;
 use std::{
+    fmt::Display,
     fs,
     io::{self, BufRead, Write},
     path::{Path, PathBuf},
@@ -48,7 +52,7 @@ struct Input {
     #[arg(long, value_name = "F")]
     file: Option<PathBuf>,
     /// Read one JSON string a line from standard input and answer one JSON array of ids a line; with --decode
-    /// the other way round
+    /// the other way round. Blank lines are skipped; half of a surrogate pair, such as "\ud800", is U+FFFD
     #[arg(long)]
     jsonl: bool,
 }
@@ -62,12 +66,12 @@ fn run(options: Options) -> Result<(), Failure> {
     if options.input.jsonl {
         return answer_lines(&tokenizer, options.decode);
     }
-    let input = match (options.input.text, options.input.file) {
-        (Some(text), _) => text.into_bytes(),
-        (None, Some(file)) => {
+    let input = match options.input.file {
+        Some(file) => {
             fs::read(&file).map_err(|error| format!("{}: cannot be read: {error}", file.display()))?
         }
-        (None, None) => return Err("no input".into()),
+        // One of them is there.
+        None => options.input.text.unwrap_or_default().into_bytes(),
     };
     if options.decode {
         let bytes = tokenizer.decode(&parse_ids(&input)?)?;
@@ -94,19 +98,20 @@ fn answer_lines(tokenizer: &Codec, decode: bool) -> Result<(), Failure> {
     let mut input = io::stdin().lock();
     let mut line = Vec::new();
     for number in 1.. {
+        let wrong = |error: &dyn Display| format!("standard input, line {number}: {error}");
         line.clear();
-        if input.read_until(b'\n', &mut line)? == 0 {
+        if input.read_until(b'\n', &mut line).map_err(|error| wrong(&error))? == 0 {
             break;
         }
-        let wrong = |error: serde_json::Error| {
-            let expected = if decode { "a JSON array of ids" } else { "a JSON string" };
-            format!("standard input, line {number}: expected {expected}: {error}")
-        };
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
         if decode {
-            let ids: Vec<u32> = serde_json::from_slice(&line).map_err(wrong)?;
-            print_json(&String::from_utf8_lossy(&tokenizer.decode(&ids)?))?;
+            let ids = jsonl::ids(&line).map_err(|e| wrong(&format!("expected a JSON array of ids: {e}")))?;
+            let bytes = tokenizer.decode(&ids).map_err(|error| wrong(&error))?;
+            print_json(&String::from_utf8_lossy(&bytes))?;
         } else {
-            let text: String = serde_json::from_str(&String::from_utf8_lossy(&line)).map_err(wrong)?;
+            let text = jsonl::text(&line).map_err(|e| wrong(&format!("expected a JSON string: {e}")))?;
             print_json(&tokenizer.encode(text.as_bytes()))?;
         }
     }

@@ -4,6 +4,7 @@
 
 use backend_api::{Device, NullDevice, Precision};
 use bench::synth::{file::SynthFile, shapes::ModelShape, types::FileFormat};
+use clap::ValueEnum;
 use criterion::{Criterion, criterion_group, criterion_main};
 use graph::{Devices, Placement};
 use model_deepseek::{CacheType, Model, Options, Plans};
@@ -12,7 +13,7 @@ use std::{hint::black_box, sync::Arc};
 fn planning(criterion: &mut Criterion) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("v3.gguf");
-    let shape = ModelShape::by_name("v3").unwrap();
+    let shape = ModelShape::from_str("v3", false).unwrap();
     SynthFile::new(&shape, None, FileFormat::Q4_K_M, 0).unwrap().write_header_only(&file).unwrap();
     let model = Model::open(&file).unwrap();
     let null = |name: &str| -> Arc<dyn Device> { Arc::new(NullDevice::new(name, 1 << 40)) };

@@ -10,7 +10,11 @@ use common::{
 };
 use model_deepseek::{
     Model, Options, Wanted,
-    source::{Checkpoint, Keys, gguf_writer::GgufWriter},
+    source::{
+        Checkpoint, Keys,
+        gguf::{Metadata, Value},
+        gguf_writer::{GgufWriter, NewTensor, NewValue},
+    },
 };
 use safetensors::{Dtype, tensor::TensorView};
 use std::{collections::BTreeMap, path::Path, sync::Arc};
@@ -58,6 +62,32 @@ fn kv_b(checkpoint: &Checkpoint, layer: usize, heads: usize) -> (Vec<f32>, [usiz
     (out, [heads * (nope + value), latent])
 }
 
+/// The keys of a file that another is to have too.
+fn copy_keys(from: &Metadata, to: &mut GgufWriter, keep: impl Fn(&str) -> bool) {
+    fn copy(value: Value<'_>) -> NewValue {
+        match value {
+            Value::U8(v) => v.into(),
+            Value::I8(v) => v.into(),
+            Value::U16(v) => v.into(),
+            Value::I16(v) => v.into(),
+            Value::U32(v) => v.into(),
+            Value::I32(v) => v.into(),
+            Value::F32(v) => v.into(),
+            Value::Bool(v) => (v != 0).into(),
+            Value::String(v) => str::from_utf8(v).unwrap().into(),
+            Value::U64(v) => v.into(),
+            Value::I64(v) => v.into(),
+            Value::F64(v) => v.into(),
+            Value::Array(v) => {
+                NewValue::Array(v.element_type(), v.values().map(|value| copy(value.unwrap())).collect())
+            }
+        }
+    }
+    for key in from.keys().filter(|key| keep(key)) {
+        to.key(key, copy(from.value(key).unwrap())).unwrap();
+    }
+}
+
 /// The same model as a file from before May 2025.
 fn as_legacy(checkpoint: &Checkpoint, heads: usize) -> Checkpoint {
     let Keys::Gguf(metadata) = checkpoint.keys() else { panic!("a GGUF file has GGUF keys") };
@@ -65,7 +95,7 @@ fn as_legacy(checkpoint: &Checkpoint, heads: usize) -> Checkpoint {
     let dropped = |key: &str| {
         ["_mla", "key_length", "value_length", "head_count_kv"].iter().any(|end| key.ends_with(end))
     };
-    file.writer.keys_of(metadata, |key| !dropped(key)).unwrap();
+    copy_keys(metadata, &mut file.writer, |key| !dropped(key));
     let length = |key: &str| metadata.get_u32(&format!("deepseek2.attention.{key}")).unwrap().unwrap();
     file.key("deepseek2.attention.key_length", length("key_length_mla"));
     file.key("deepseek2.attention.value_length", length("value_length_mla"));
@@ -183,11 +213,11 @@ fn check(modern: Checkpoint) {
 
     let Keys::Gguf(metadata) = model.checkpoint().keys() else { panic!("a GGUF file has GGUF keys") };
     let mut writer = GgufWriter::new();
-    writer.keys_of(metadata, |_| true).unwrap();
+    copy_keys(metadata, &mut writer, |_| true);
     for info in model.checkpoint().tensors() {
         writer.tensor(&info.name, common::random::ggml_type(info.runs().unwrap()), &info.shape).unwrap();
     }
-    let copy = |tensor: &model_deepseek::source::gguf_writer::NewTensor, out: &mut dyn std::io::Write| {
+    let copy = |tensor: &NewTensor, out: &mut dyn std::io::Write| {
         out.write_all(model.checkpoint().load(&tensor.name).unwrap().as_slice())
     };
     let parts = writer.write_split(&directory.path().join("split"), 3, copy).unwrap();

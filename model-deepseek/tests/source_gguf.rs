@@ -51,7 +51,6 @@ fn every_type_is_read() {
     ] {
         assert_eq!(keys.get_u64(key).ok().flatten(), u64::try_from(value).ok(), "{key}");
         assert_eq!(keys.get_u32(key).ok().flatten(), u32::try_from(value).ok(), "{key}");
-        assert_eq!(keys.get_i32(key).ok().flatten(), i32::try_from(value).ok(), "{key}");
     }
     assert_eq!(keys.get_f32("a.f32").unwrap(), Some(1.5));
     assert_eq!(keys.get_f32("a.f64").unwrap(), Some(0.1));
@@ -60,7 +59,8 @@ fn every_type_is_read() {
     let strings: Vec<_> = array("a.strings").strings().unwrap().map(Result::unwrap).collect();
     assert_eq!(strings, ["one", "zwei", ""]);
     assert_eq!(array("a.numbers").i32s().unwrap().map(Result::unwrap).collect::<Vec<_>>(), [1, -2, 3]);
-    assert_eq!(array("a.floats").f32s().unwrap().map(Result::unwrap).collect::<Vec<_>>(), [0.5, 2.0]);
+    let floats: Vec<_> = array("a.floats").values().map(|value| value.unwrap().to_string()).collect();
+    assert_eq!(floats, ["f32 0.5", "f32 2"]);
     assert!(array("a.empty").is_empty());
     assert_eq!(array("a.nested").element_type(), ValueType::Array);
     let inner: Vec<_> = array("a.nested").values().map(|value| value.unwrap().to_string()).collect();
@@ -121,7 +121,6 @@ fn wrong_types_name_key_and_types() {
     );
     let array = keys.get_array("array").unwrap().unwrap();
     check_error(array.u32s().map(drop), "array", &["key `array`", "expected array of u32"]);
-    check_error(array.f32s().map(drop), "array", &["key `array`", "expected array of f32"]);
     let mut strings = array.strings().unwrap();
     assert_eq!(strings.next().unwrap().unwrap(), "ok");
     check_error(strings.next().unwrap(), "bad UTF-8 in an array", &["key `array[1]`", "expected UTF-8"]);

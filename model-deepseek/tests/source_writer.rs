@@ -405,14 +405,3 @@ fn bad_sets_are_errors_that_say_where() {
     let text = Checkpoint::open(&alone).unwrap_err().to_string();
     assert!(text.contains("split.count") && text.contains("missing"), "{text}");
 }
-
-#[test]
-fn keys_can_be_taken_over() {
-    let from = Checkpoint::from_bytes(Path::new("rich.gguf"), Arc::new(rich())).unwrap();
-    let mut writer = GgufWriter::new();
-    writer.keys_of(metadata(&from), |key| key != "a.bool").unwrap();
-    let copy = Checkpoint::from_bytes(Path::new("copy.gguf"), Arc::new(writer.header())).unwrap();
-    let text = |metadata: &Metadata| format!("{metadata:?}").replace("\"a.bool\": Some(\"bool 1\"), ", "");
-    assert_eq!(metadata(&copy).len(), metadata(&from).len() - 1);
-    assert_eq!(text(metadata(&copy)), text(metadata(&from)));
-}

@@ -2,7 +2,7 @@
 
 use model_deepseek::{
     source::{Checkpoint, Keys},
-    tokenizer::{Tokenizer, TokenizerError, Vocabulary},
+    tokenizer::{Special, Tokenizer, TokenizerError, Vocabulary},
 };
 use std::{path::Path, sync::Arc};
 
@@ -109,7 +109,13 @@ fn gguf_files() {
     }
     // unused tokens need not differ, and a file without types is judged by the texts
     assert!(open("tokenizer.ggml.token_type", Some(Numbers(vec![1, 1, 1, 5, 5]))).is_ok());
-    assert!(!open("tokenizer.ggml.token_type", None).unwrap().is_control(3));
+    let encode = |tokenizer: Tokenizer, special| tokenizer.encode("<x>", special);
+    assert_eq!(encode(open("unrelated", None).unwrap(), Special::Parse), [3], "a control token");
+    assert_eq!(
+        encode(open("tokenizer.ggml.token_type", None).unwrap(), Special::Parse),
+        [0u32; 0],
+        "a normal one"
+    );
 }
 
 #[test]
@@ -123,7 +129,8 @@ fn hugging_face_directories() {
         std::fs::write(folder.path().join("tokenizer.json"), TOKENIZER.replace(from, to)).unwrap();
         Tokenizer::from_directory(folder.path())
     };
-    assert!(with("", "").unwrap().is_control(3));
+    assert_eq!(with("", "").unwrap().encode("<｜x｜>", Special::Parse), [3]);
+    assert_eq!(with("", "").unwrap().encode("<｜x｜>", Special::Literal), [0u32; 0]);
     for (from, to, words) in [
         (TOKENIZER, "", vec!["line 1"]),
         (TOKENIZER, "{}", vec!["model"]),
@@ -188,7 +195,8 @@ fn what_a_hugging_face_directory_says_of_special_tokens() {
     let read = || Vocabulary::from_directory(folder.path()).unwrap();
     let v = read();
     assert_eq!((v.bos, v.eos, v.add_bos, v.tokens.len()), (Some(1), Some(2), true, 9));
-    assert_eq!(Tokenizer::new(v).unwrap().ends_of_generation(), [0, 2]);
+    let tokenizer = Tokenizer::new(v).unwrap();
+    assert_eq!([0, 1, 2, 3].map(|id| tokenizer.is_end_of_generation(id)), [true, false, true, false]);
     for (config, bos, add_bos, template) in [
         ("{}", Some(1), false, None),
         (r#"{"tokenizer_class": "LlamaTokenizerFast"}"#, Some(1), true, None),

@@ -2,13 +2,9 @@
 
 use bench::{
     cli::{self, Failure, Progress},
-    synth::{
-        file::SynthFile,
-        shapes::{ModelShape, SHAPES},
-        types::FileFormat,
-    },
+    synth::{file::SynthFile, shapes::ModelShape, types::FileFormat},
 };
-use clap::{Parser, builder::PossibleValuesParser};
+use clap::Parser;
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 /// Write a GGUF file of the shape of a published model, with random weights of sane size, the tensor types that
@@ -18,8 +14,8 @@ use std::{path::PathBuf, process::ExitCode, time::Instant};
 #[command(name = "synth", version)]
 struct Options {
     /// Whose shape
-    #[arg(long, value_name = "SHAPE", value_parser = PossibleValuesParser::new(SHAPES.map(|shape| shape.name)))]
-    shape: String,
+    #[arg(long, value_name = "SHAPE")]
+    shape: ModelShape,
     /// Only the first N layers [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     layers: Option<u16>,
@@ -42,9 +38,8 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<(), Failure> {
-    let shape = ModelShape::by_name(&options.shape).ok_or("a shape that is in the table")?;
     let layers = options.layers.map(usize::from);
-    let file = SynthFile::new(&shape, layers, options.format, options.seed)?;
+    let file = SynthFile::new(&options.shape, layers, options.format, options.seed)?;
     let failed = |error: std::io::Error| format!("{}: cannot be written: {error}", options.out.display());
     let start = Instant::now();
     if options.header_only {

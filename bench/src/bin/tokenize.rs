@@ -70,7 +70,7 @@ fn run(options: Options) -> Result<(), Failure> {
         Some(file) => {
             fs::read(&file).map_err(|error| format!("{}: cannot be read: {error}", file.display()))?
         }
-        // One of them is there.
+        // One is there, as the group asks for it.
         None => options.input.text.unwrap_or_default().into_bytes(),
     };
     if options.decode {

@@ -1,5 +1,7 @@
 //! The shapes: hyperparameters of published models, and the tensors that follow from them.
 
+use clap::{ValueEnum, builder::PossibleValue};
+
 /// Position encoding beyond the trained context (YaRN, arXiv 2309.00071).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Yarn {
@@ -74,7 +76,7 @@ pub struct ModelShape {
 }
 
 /// Every shape: the `config.json` that each model was published with.
-pub const SHAPES: [ModelShape; 7] = [TINY, V2_LITE, V2, V3, KIMI_K2, MOONLIGHT, GLM_4_7_FLASH];
+pub static SHAPES: [ModelShape; 7] = [TINY, V2_LITE, V2, V3, KIMI_K2, MOONLIGHT, GLM_4_7_FLASH];
 
 /// No published model: every kind of tensor, and loaded in an instant.
 const TINY: ModelShape = ModelShape {
@@ -259,12 +261,17 @@ impl Tensor {
     }
 }
 
-impl ModelShape {
-    /// The shape of that name.
-    pub fn by_name(name: &str) -> Option<ModelShape> {
-        SHAPES.into_iter().find(|shape| shape.name == name)
+impl ValueEnum for ModelShape {
+    fn value_variants<'a>() -> &'a [Self] {
+        &SHAPES
     }
 
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name))
+    }
+}
+
+impl ModelShape {
     /// The tensors, in the order of the file. The names and shapes are those of `deepseek2` files with split
     /// `attn_k_b` and `attn_v_b`.
     pub fn tensors(&self) -> Vec<Tensor> {
@@ -349,7 +356,7 @@ mod tests {
             ("glm-4.7-flash", 30.0),
         ];
         for (name, billions) in published {
-            let shape = ModelShape::by_name(name).unwrap();
+            let shape = ModelShape::from_str(name, false).unwrap();
             let weights: usize = shape.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum();
             let found = weights as f64 / 1e9;
             assert!((found / billions - 1.0).abs() < 0.015, "{name}: expected {billions}, found {found}");

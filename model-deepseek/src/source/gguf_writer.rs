@@ -23,8 +23,8 @@
 use super::{
     error::Flaw,
     gguf::{
-        ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_ARRAY_DEPTH, MAX_TENSORS, Metadata, ValueType,
-        check_alignment, tensor_bytes,
+        ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_ARRAY_DEPTH, MAX_TENSORS, ValueType, check_alignment,
+        tensor_bytes,
     },
     split::shard_name,
 };
@@ -191,21 +191,10 @@ impl GgufWriter {
             check_alignment(alignment.into()).map_err(refused)?;
             self.alignment = alignment.into();
         }
-        self.entry(key, &entry)?;
-        Ok(self)
-    }
-
-    /// Adds the keys of another file, except those that `keep` refuses.
-    ///
-    /// # Errors
-    /// As [`key`](GgufWriter::key).
-    pub fn keys_of(&mut self, other: &Metadata, keep: impl Fn(&str) -> bool) -> io::Result<&mut Self> {
-        for key in other.keys().filter(|key| keep(key)) {
-            self.entry(key, other.raw_entry(key).unwrap_or_default())?;
-            if key == ALIGNMENT_KEY {
-                self.alignment = other.get_u64(key).map_err(io::Error::other)?.unwrap_or(DEFAULT_ALIGNMENT);
-            }
+        if key.is_empty() || !self.keys.insert(key.to_owned()) {
+            return Err(refused(format!("key `{key}`: empty or there already")));
         }
+        self.entries.extend(entry);
         Ok(self)
     }
 
@@ -390,14 +379,6 @@ impl GgufWriter {
 
     fn data_bytes(&self, part: Range<usize>) -> u64 {
         self.tensors[part].iter().map(|tensor| tensor.bytes.next_multiple_of(self.alignment)).sum()
-    }
-
-    fn entry(&mut self, key: &str, entry: &[u8]) -> io::Result<()> {
-        if key.is_empty() || !self.keys.insert(key.to_owned()) {
-            return Err(refused(format!("key `{key}`: empty or there already")));
-        }
-        self.entries.extend(entry);
-        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     SourceError,
     cursor::Cursor,
     error::Flaw,
-    value::{Array, Value, ValueType, place, read_value, skip_value, text},
+    value::{Array, Value, ValueType, place, read_value, text},
 };
 use backend_api::HostBytes;
 use std::{fmt, path::Path, sync::Arc};
@@ -90,14 +90,6 @@ impl Metadata {
         self.get(key, |value| value.to_integer("u64"))
     }
 
-    /// A signed number.
-    ///
-    /// # Errors
-    /// [`SourceError::Invalid`] for another type, or a value that does not fit.
-    pub fn get_i32(&self, key: &str) -> Result<Option<i32>, SourceError> {
-        self.get(key, |value| value.to_integer("i32"))
-    }
-
     /// A float; an f64 is rounded.
     ///
     /// # Errors
@@ -147,16 +139,6 @@ impl Metadata {
     /// An error about the value of `key`, for rules that only a caller knows.
     pub fn invalid(&self, key: &str, expected: impl Into<String>, found: impl Into<String>) -> SourceError {
         SourceError::invalid(&self.file, place(key), expected, found)
-    }
-
-    /// The bytes of an entry: key, type and value, as they are in the file.
-    pub(super) fn raw_entry(&self, key: &str) -> Option<&[u8]> {
-        let start = self.find(key)?;
-        let mut cursor = Cursor::at(self.all(), start);
-        cursor.string().ok()?;
-        let value_type = ValueType::from_id(cursor.u32().ok()?)?;
-        skip_value(&mut cursor, value_type, 0).ok()?;
-        self.all().get(start..cursor.position())
     }
 
     fn get<'a, T>(

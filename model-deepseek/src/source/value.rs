@@ -277,19 +277,6 @@ impl<'a> Array<'a> {
         self.integers("array of i32", |value| value.to_integer("i32"))
     }
 
-    /// The elements as f32 (f64 is rounded).
-    ///
-    /// # Errors
-    /// At once if they are no floats.
-    pub fn f32s(
-        &self,
-    ) -> Result<impl ExactSizeIterator<Item = Result<f32, SourceError>> + use<'a>, SourceError> {
-        let float = matches!(self.element_type, ValueType::F32 | ValueType::F64);
-        self.require(float, "array of f32")?;
-        let (file, key) = (self.file, self.key);
-        Ok(self.values().map(move |value| value?.to_f32().map_err(|flaw| flaw.at(file, place(key)))))
-    }
-
     fn integers<T: 'a>(
         &self,
         expected: &'static str,

@@ -70,7 +70,6 @@ pub struct Tokenizer {
     literal: SpecialTokens,
     /// The same and control tokens.
     parsed: SpecialTokens,
-    types: Vec<TokenType>,
     pieces: Pieces,
     /// Sorted.
     ends: Vec<u32>,
@@ -116,7 +115,6 @@ impl Tokenizer {
             parsed: special(&[TokenType::UserDefined, TokenType::Control, TokenType::Unknown])?,
             pieces: Pieces::new(checked.tokens()),
             ends: checked.ends(),
-            types: checked.types,
             bos: vocabulary.bos,
             eos: vocabulary.eos,
             add_bos: vocabulary.add_bos,
@@ -210,7 +208,7 @@ impl Tokenizer {
 
     /// How many tokens there are, unused ones included: ids are below it.
     pub fn size(&self) -> usize {
-        self.types.len()
+        self.pieces.ends.len()
     }
 
     /// The token that begins a text, if there is one.
@@ -231,16 +229,6 @@ impl Tokenizer {
     /// Whether a model that writes this token has said what it had to say.
     pub fn is_end_of_generation(&self, id: u32) -> bool {
         self.ends.binary_search(&id).is_ok()
-    }
-
-    /// The tokens for which [`is_end_of_generation`](Tokenizer::is_end_of_generation) holds, in ascending order.
-    pub fn ends_of_generation(&self) -> &[u32] {
-        &self.ends
-    }
-
-    /// Whether this is a control token, which marks structure and is not meant to be read.
-    pub fn is_control(&self, id: u32) -> bool {
-        matches!(self.types.get(id as usize), Some(TokenType::Control | TokenType::Unknown))
     }
 
     /// The chat template that came with the vocabulary; see [`ChatTemplate`](crate::chat::ChatTemplate).

@@ -419,6 +419,29 @@ fn fp8_that_does_not_fit_is_an_error_of_the_tensor() {
     }
 }
 
+/// Parts are made at the same time, but which of two flaws is told does not depend on who is faster.
+#[test]
+fn the_first_of_several_flaws_is_told() {
+    let mut tensors = Vec::new();
+    for expert in 0..8u8 {
+        let name = format!("model.layers.1.mlp.experts.{expert}.up_proj.weight");
+        // The first flaw is far down in its expert, the later ones are found at once.
+        let mut codes = vec![0x38; 256 * 128];
+        if expert >= 2 {
+            codes[if expert == 2 { 200 * 128 } else { 0 }] = 0x7f;
+        }
+        let scales = [1.0, 2.0].map(|scale| scale + f32::from(expert));
+        tensors.push(tensor(&name, "F8_E4M3", &[256, 128], codes));
+        tensors.push(tensor(&format!("{name}_scale_inv"), "F32", &[2, 1], f32s(&scales)));
+    }
+    let folder = single("{}", &tensors);
+    let model = Checkpoint::open(folder.path()).unwrap();
+    for _ in 0..20 {
+        let found = "NaN or an overflow in block [1, 0] of scale 4";
+        check_error(model.load("blk.1.ffn_up_exps.weight"), "flaws", &["blk.1.ffn_up_exps.weight", found]);
+    }
+}
+
 #[test]
 fn bad_safetensors_headers_are_errors_that_say_where() {
     let entry = |text: &str| format!(r#"{{"a":{{{text}}}}}"#);

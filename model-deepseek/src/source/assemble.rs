@@ -1,9 +1,28 @@
-//! Tensors that are not in the files as they are wanted: made at load.
+//! Tensors that are not in the files as they are wanted: made at load, by all processors.
 
 use super::{WeightBytes, error::Flaw, fp8::Fp8};
 use backend_api::DType;
 use half::{bf16, f16};
-use std::sync::Arc;
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder, iter::repeat_n, prelude::*};
+use std::{
+    num::NonZero,
+    sync::{Arc, LazyLock},
+    thread,
+};
+
+/// A pool of our own, as the one that rayon makes by itself reads the environment and panics where it gets no
+/// threads.
+static THREADS: LazyLock<Result<ThreadPool, ThreadPoolBuildError>> = LazyLock::new(|| {
+    let mut threads = thread::available_parallelism().map_or(1, NonZero::get);
+    loop {
+        let name = |index| format!("load-{index}");
+        match ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build() {
+            // The system may give fewer than there are processors.
+            Err(_) if threads > 1 => threads /= 2,
+            pool => return pool,
+        }
+    }
+});
 
 /// How to make a tensor: its parts, one after the other, each converted.
 pub(super) struct Assembly {
@@ -32,11 +51,17 @@ pub(super) enum Conversion {
 impl Assembly {
     /// Makes the tensor, of `bytes` bytes in all.
     pub(super) fn load(&self, bytes: usize) -> Result<WeightBytes, Flaw> {
-        let mut made = Words::zeroed(bytes)?;
-        let size = bytes / self.parts.len().max(1);
-        for (part, out) in self.parts.iter().zip(made.as_mut().chunks_exact_mut(size.max(1))) {
-            convert(part, self.conversion, out)?;
-        }
+        let threads = THREADS.as_ref().map_err(|error| Flaw::new("threads to make it", error.to_string()))?;
+        let made = threads.install(|| {
+            let mut made = Words::zeroed(bytes)?;
+            let size = bytes / self.parts.len().max(1);
+            let parts = self.parts.par_iter().zip(made.as_mut().par_chunks_exact_mut(size.max(1)));
+            // The first flaw there is, not the first to be found.
+            match parts.find_map_first(|(part, out)| convert(part, self.conversion, out).err()) {
+                Some(flaw) => Err(flaw),
+                None => Ok(made),
+            }
+        })?;
         Ok(WeightBytes { bytes: Arc::new(made), range: 0..bytes })
     }
 }
@@ -83,7 +108,8 @@ impl Words {
         words
             .try_reserve_exact(bytes.div_ceil(8))
             .map_err(|_| Flaw::new(format!("memory for {bytes} bytes"), "none left"))?;
-        words.resize(bytes.div_ceil(8), 0);
+        // The system hands out pages at the first touch, which takes as long as the conversion.
+        words.par_extend(repeat_n(0, bytes.div_ceil(8)));
         Ok(Words { words, bytes })
     }
 }

@@ -2,6 +2,7 @@
 //! one f32 factor (`weight_scale_inv`) for each block of 128 × 128.
 
 use super::error::Flaw;
+use rayon::prelude::*;
 
 /// The value of an e4m3 code: a sign, 4 bits of exponent (bias 7), 3 of mantissa; 0x7f and 0xff are NaN.
 pub(super) fn e4m3(code: u8) -> f32 {
@@ -35,8 +36,10 @@ impl Fp8<'_> {
         let [block_rows, block_cols] = self.block;
         let band = self.cols * block_rows;
         let scale_row = self.cols.div_ceil(block_cols) * 4;
-        let bands = self.codes.chunks(band).zip(out.chunks_mut(4 * band)).zip(self.scales.chunks(scale_row));
-        for (index, ((codes, out), scales)) in bands.enumerate() {
+        let bands = self.codes.par_chunks(band).zip(out.par_chunks_mut(4 * band));
+        let bands = bands.zip(self.scales.par_chunks(scale_row)).enumerate();
+        // The first flaw there is, not the first to be found.
+        let flaw = bands.find_map_first(|(index, ((codes, out), scales))| {
             for (block, scale) in scales.as_chunks().0.iter().enumerate() {
                 let scale = f32::from_le_bytes(*scale);
                 // 256 products for up to 16,384 values.
@@ -53,11 +56,12 @@ impl Fp8<'_> {
                 }
                 if !finite {
                     let found = format!("NaN or an overflow in block [{index}, {block}] of scale {scale}");
-                    return Err(Flaw::new("finite values", found));
+                    return Some(Flaw::new("finite values", found));
                 }
             }
-        }
-        Ok(())
+            None
+        });
+        flaw.map_or(Ok(()), Err)
     }
 }
 

@@ -66,6 +66,11 @@ fn a_reference_that_does_not_fit_is_named() {
         ("rows", json!([1]), "key `rows`: expected 2 rows"),
         ("logits", json!("other.npy"), "other.npy: cannot be read"),
         ("logits", json!("reference.json"), "expected a .npy file"),
+        ("logits", json!("../logits.npy"), "key `logits`: expected the name of a file beside it"),
+        ("logits", json!("./logits.npy"), "found \"./logits.npy\""),
+        ("logits", json!("/dev/null"), "found \"/dev/null\""),
+        ("logits", json!(".."), "found \"..\""),
+        ("logits", json!(""), "found \"\""),
     ];
     for (key, value, expected) in cases {
         let mut bad = good.clone();

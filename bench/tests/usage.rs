@@ -103,3 +103,38 @@ fn values_out_of_range_are_refused() {
     let error = run(perplexity, &["--model", &model, "--text", &model, "--ctx", "1"]).error();
     assert!(error.contains("--ctx: expected at least 4, found 1"), "{error}");
 }
+
+#[test]
+fn one_file_of_a_directory_is_told_to_give_the_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["model-00001-of-00002.safetensors", "config.json", "model.safetensors.index.json"] {
+        let file = folder.path().join(name);
+        fs::write(&file, "{}").unwrap();
+        let file = file.to_str().unwrap();
+        for (name, program) in &PROGRAMS[..4] {
+            let more: &[&str] = match *name {
+                "perplexity" | "tokenize" => &["--text", file],
+                _ => &[],
+            };
+            let error = run(program, &[&["--model", file], more].concat()).error();
+            let directory = format!("or the directory `{}` as a whole", folder.path().display());
+            assert!(error.contains(file) && error.contains(&directory), "{name}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_context_beyond_the_trained_one_is_told_once() {
+    if cfg!(not(feature = "cpu")) {
+        return;
+    }
+    let notices = |ctx: &str| {
+        let said = run(PROGRAMS[0].1, &["--predict", "1", "--ctx", ctx]);
+        let notices: Vec<String> =
+            said.err.lines().filter(|line| line.starts_with("notice: ")).map(str::to_owned).collect();
+        said.ok();
+        notices
+    };
+    assert_eq!(notices("2048"), [""; 0]);
+    assert_eq!(notices("2049"), ["notice: a context of 2049 tokens, but the model was trained for 2048"]);
+}

@@ -195,7 +195,8 @@ impl Engine {
     /// A session with empty caches.
     ///
     /// # Errors
-    /// [`Error::Load`] if a device has no room for its caches, [`Error::Run`] if not for the work.
+    /// [`Error::Load`] if a device has no room for its caches, [`Error::Run`] if not for the work,
+    /// [`SessionError::Memory`](crate::SessionError::Memory) if there is none for the tokens.
     pub fn session(&self) -> Result<Session, Error> {
         Session::new(self)
     }

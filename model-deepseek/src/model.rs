@@ -9,7 +9,7 @@ use crate::{
     tokenizer::Tokenizer,
 };
 use backend_api::{DType, Extent, HostBytes, Precision, RopeAttributes, Shape, TensorDesc};
-use graph::{Graph, GraphBuilder, StorageKind, WeightBytes, WeightSource};
+use graph::{Graph, GraphBuilder, StorageKind, WeightBytes, WeightSource, report::human};
 use std::{
     path::Path,
     sync::{Arc, OnceLock},
@@ -46,6 +46,7 @@ impl Model {
         // nowhere else.
         let graph = model.graph(1, CacheType::default(), Precision::default())?;
         model.notices.extend(skipped(&model, &graph));
+        model.notices.extend(decoded(&model, &graph));
         Ok(model)
     }
 
@@ -59,7 +60,7 @@ impl Model {
         &self.checkpoint
     }
 
-    /// What a user should know: tensors that are not used, and how odd keys were taken.
+    /// What a user should know: tensors that are not used, weights that grow, and how odd keys were taken.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
@@ -77,6 +78,25 @@ impl Model {
             Keys::HuggingFace(_) => Tokenizer::from_directory(self.checkpoint.path())?,
         };
         Ok(self.tokenizer.get_or_init(|| tokenizer))
+    }
+
+    /// What a user should know about the vocabulary: tokens that the embedding has no row for. Texts without them
+    /// are fed as ever, one with them is [`SessionError::UnknownToken`](crate::SessionError::UnknownToken).
+    ///
+    /// # Errors
+    /// As [`Model::tokenizer`].
+    pub fn vocabulary_notice(&self) -> Result<Option<String>, Error> {
+        let (tokenizer, rows) = (self.tokenizer()?, self.config.vocabulary);
+        // Unused ids have no text, so that no text has them.
+        let piece = |id: usize| tokenizer.piece(id.try_into().ok()?).filter(|piece| !piece.is_empty());
+        let mut beyond = (rows..tokenizer.size()).filter_map(|id| Some((id, piece(id)?)));
+        let Some((first, text)) = beyond.next() else { return Ok(None) };
+        let count = 1 + beyond.count();
+        let text: String = String::from_utf8_lossy(text).chars().take(40).collect();
+        Ok(Some(format!(
+            "the embedding's {rows} rows are too few for {count} of the tokens, from {text:?} ({first}) on: a text \
+             that has one is an error"
+        )))
     }
 
     /// The computation of a step: inputs `tokens` I32 `[rows]` and `outputs` I32 `[outputs]` (the rows whose
@@ -174,6 +194,21 @@ fn skipped(model: &Model, graph: &Graph) -> Vec<String> {
         notices.push(format!("{} tensors are not used: {shown}{more}", unknown.len()));
     }
     notices
+}
+
+/// A notice if weights take more memory than their files.
+fn decoded(model: &Model, graph: &Graph) -> Option<String> {
+    let sizes = graph.storages_of(StorageKind::Weight).filter_map(|(_, storage)| {
+        Some((model.checkpoint.fp8_bytes(&storage.name)?, model.checkpoint.tensor(&storage.name)?.bytes))
+    });
+    let (files, memory) =
+        sizes.fold((0, 0), |(files, memory), (stored, made)| (files + stored, memory + made));
+    (files > 0).then(|| {
+        let (files, memory) = (human(files), human(memory));
+        format!(
+            "weights in FP8 become F32, which holds their values: {memory} of memory for {files} of the files"
+        )
+    })
 }
 
 impl WeightSource for Model {

@@ -64,6 +64,14 @@ pub enum SessionError {
         /// Tokens that were to be.
         tokens: usize,
     },
+    /// The system has no memory for it.
+    #[error("{what}: expected memory for {bytes} bytes, found none")]
+    Memory {
+        /// For what.
+        what: &'static str,
+        /// How much it takes.
+        bytes: usize,
+    },
     /// Bytes that no session of this engine was saved as.
     #[error("saved session: {what}: expected {expected}, found {found}")]
     Saved {
@@ -146,7 +154,7 @@ impl Session {
             states,
             decode,
             prefill: None,
-            tokens: Vec::with_capacity(engine.context()),
+            tokens: reserved("the tokens of a session", engine.context())?,
             last: Vec::new(),
             cancel: Arc::default(),
             step: StepBuffers::default(),
@@ -381,10 +389,12 @@ impl Session {
     /// A second session with the same past, which then goes its own way. Weights are shared, caches copied.
     ///
     /// # Errors
-    /// As [`Engine::session`].
+    /// As [`Engine::session`]; [`SessionError::Memory`].
     pub fn fork(&self) -> Result<Session, Error> {
         let mut fork = Session::new(&self.engine)?;
-        let mut rows = vec![0; self.tokens.len() * self.cache_row_bytes()];
+        let size = self.tokens.len() * self.cache_row_bytes();
+        let mut rows = reserved("a layer's cache to fork", size)?;
+        rows.resize(size, 0);
         for layer in 0..self.engine.model().config().layers() {
             self.states.read(&cache_name(layer), 0, &mut rows)?;
             fork.states.write(&cache_name(layer), 0, &rows)?;
@@ -400,11 +410,35 @@ impl Session {
     }
 }
 
+/// An empty vector with room for `count` values: a long context makes them many, and a server that is asked for one
+/// has other sessions to go on with.
+fn reserved<T>(what: &'static str, count: usize) -> Result<Vec<T>, SessionError> {
+    let mut values = Vec::new();
+    let bytes = count.saturating_mul(size_of::<T>());
+    values.try_reserve_exact(count).map_err(|_| SessionError::Memory { what, bytes })?;
+    Ok(values)
+}
+
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
             .field("engine", &self.engine)
             .field("tokens", &self.tokens.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_not_there_is_an_error() {
+        assert!(reserved::<u8>("the past", 100).unwrap().capacity() >= 100);
+        for count in [usize::MAX, usize::MAX / 8, 1 << 60] {
+            let error = reserved::<u32>("the past", count).unwrap_err();
+            assert_eq!(error, SessionError::Memory { what: "the past", bytes: count.saturating_mul(4) });
+            assert!(error.to_string().starts_with("the past: expected memory for "), "{error}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use model_deepseek::{
         gguf::{Metadata, Value},
         gguf_writer::{GgufWriter, NewTensor, NewValue},
     },
+    tokenizer,
 };
 use safetensors::{Dtype, tensor::TensorView};
 use std::{collections::BTreeMap, path::Path, sync::Arc};
@@ -114,12 +115,19 @@ fn as_legacy(checkpoint: &Checkpoint, heads: usize) -> Checkpoint {
     file.checkpoint()
 }
 
-/// The same model as Hugging Face publishes DeepSeek-V3.
-fn as_hugging_face(model: &Model, directory: &Path) {
+/// The same model as Hugging Face publishes DeepSeek-V3. Of tensors whose names end in `fp8` there are ones in FP8.
+fn as_hugging_face(model: &Model, directory: &Path, fp8: Option<&str>) {
     let (checkpoint, config) = (model.checkpoint(), model.config());
     let heads = config.attention.heads;
     let mut tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
     let mut put = |name: String, dtype: DType, shape: &[usize], values: &[f32]| {
+        if fp8.is_some_and(|end| name.ends_with(end)) {
+            let scales = shape.iter().map(|extent| extent.div_ceil(128)).collect::<Vec<_>>();
+            let ones = 1f32.to_le_bytes().repeat(scales.iter().product());
+            tensors.insert(format!("{name}_scale_inv"), (Dtype::F32, scales, ones));
+            tensors.insert(name, (Dtype::F8_E4M3, shape.to_vec(), vec![0x38; values.len()]));
+            return;
+        }
         let mut bytes = vec![0; dtype.row_bytes(values.len())];
         format::encode(dtype, values, &mut bytes);
         let dtype = if dtype == DType::F16 { Dtype::F16 } else { Dtype::F32 };
@@ -224,7 +232,7 @@ fn check(modern: Checkpoint) {
     let split = Model::open(&parts[1]).unwrap();
     let legacy = Model::new(as_legacy(model.checkpoint(), heads)).unwrap();
     let safetensors = tempfile::tempdir().unwrap();
-    as_hugging_face(&model, safetensors.path());
+    as_hugging_face(&model, safetensors.path(), None);
     let hugging_face = Model::open(safetensors.path()).unwrap();
     assert_eq!(hugging_face.config().attention, model.config().attention);
 
@@ -245,6 +253,46 @@ fn a_random_model() {
 fn austen() {
     let Some(models) = shared_models() else { return };
     check(Checkpoint::open(&models.join("austen-f16.gguf")).unwrap());
+}
+
+#[test]
+fn what_fp8_takes_in_memory_is_told() {
+    let model = Model::new(Shape { yarn: None, ..Shape::default() }.file().checkpoint()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    as_hugging_face(&model, directory.path(), Some("o_proj.weight"));
+    // 3 layers of 64 × 72 codes, and a scale for each.
+    let notices = Model::open(directory.path()).unwrap().notices().join("\n");
+    assert!(notices.ends_with("54.0 KiB of memory for 13.5 KiB of the files"), "{notices}");
+}
+
+/// Tokens that have no row in the embedding are told of, if a text can have them.
+#[test]
+fn a_vocabulary_that_the_embedding_is_too_small_for_is_told() {
+    let notice = |unused: bool| {
+        let rows = 96;
+        let mut file = Shape { vocabulary: rows, ..Shape::default() }.file();
+        let mut tokens: Vec<String> = (0..=255).map(|byte| tokenizer::letter(byte).to_string()).collect();
+        tokens.truncate(rows);
+        tokens.extend(["<pad>", "<more>"].map(String::from));
+        let mut types = vec![1; rows];
+        types.extend([5, if unused { 5 } else { 3 }]);
+        file.key("tokenizer.ggml.model", "gpt2");
+        file.key("tokenizer.ggml.pre", "deepseek-v3");
+        file.key("tokenizer.ggml.tokens", tokens);
+        file.key("tokenizer.ggml.token_type", types);
+        file.key("tokenizer.ggml.merges", Vec::<String>::new());
+        let model = Arc::new(Model::new(file.checkpoint()).unwrap());
+        let id = model.tokenizer().unwrap().size() as u32 - 1;
+        let error = engine(&model, &Options::default()).session().unwrap().feed(&[id]).unwrap_err();
+        assert!(error.to_string().contains("token 97: expected one below 96"), "{error}");
+        model.vocabulary_notice().unwrap()
+    };
+    assert_eq!(notice(true), None);
+    let notice = notice(false).unwrap();
+    assert!(
+        notice.contains("96 rows") && notice.contains("1 of the tokens, from \"<more>\" (97) on"),
+        "{notice}"
+    );
 }
 
 /// What is not needed is named, what is needed and missing or wrong is an error before any weight is read.

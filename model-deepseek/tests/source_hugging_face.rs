@@ -107,6 +107,7 @@ fn norms_and_routers_become_f32_and_the_rest_stays() {
         (model.tensor("token_embd.weight").unwrap().runs().unwrap(), embedding.as_slice()),
         (DType::BF16, &bf16s(&values)[..])
     );
+    assert!(model.tensors().all(|tensor| model.fp8_bytes(&tensor.name).is_none()), "there is no FP8");
     assert_eq!(read_f32s(model.load_as_f32("token_embd.weight").unwrap().as_slice()), values);
     assert_eq!(model.load("blk.0.attn_output.weight").unwrap().as_slice(), f16s(&values));
 }
@@ -187,6 +188,10 @@ fn fp8_is_decoded_by_blocks() {
         (experts.runs().unwrap(), &experts.shape[..], experts.bytes),
         (DType::F32, &[2, 3, 4][..], 96)
     );
+    // 12 codes and 4 scales of each.
+    assert_eq!(model.fp8_bytes("blk.1.ffn_up_exps.weight"), Some(2 * (12 + 16)));
+    assert_eq!(model.fp8_bytes("blk.0.attn_q.weight"), Some(12 + 16));
+    assert_eq!(model.fp8_bytes("no.such.weight"), None);
     let stacked = model.load("blk.1.ffn_up_exps.weight").unwrap();
     assert_eq!(read_f32s(stacked.as_slice()), [decoded(scales[0]), decoded(scales[1])].concat());
 }
@@ -398,6 +403,17 @@ fn bad_directories_are_errors_that_say_where() {
         check_error(Checkpoint::open(folder.path()), what, fragments);
     }
     check_error(Checkpoint::open(Path::new("no/such/model")), "no such path", &["no/such/model", "open"]);
+    let folder = single("{}", &[norm()]);
+    fs::write(folder.path().join("model.safetensors.index.json"), "{}").unwrap();
+    for name in ["model.safetensors", "config.json", "model.safetensors.index.json"] {
+        let (file, directory) =
+            (folder.path().join(name), format!("the directory `{}`", folder.path().display()));
+        check_error(
+            Checkpoint::open(&file),
+            "a file of it",
+            &[file.to_str().unwrap(), &directory, "one file of"],
+        );
+    }
 }
 
 #[test]

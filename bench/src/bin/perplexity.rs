@@ -2,12 +2,14 @@
 
 use backend_api::Discard;
 use bench::{
-    cli::{self, DeviceOptions, Failure, ModelOption, OpenDevices, RunOptions, loaded, print_json},
+    cli::{
+        self, DeviceOptions, Failure, ModelOption, OpenDevices, RunOptions, loaded, print_json, tokenizer,
+    },
     compare::{distance, mean_and_error, negative_log_likelihood},
     npy,
 };
 use clap::{Args, Parser};
-use model_deepseek::{Engine, Wanted, tokenizer::Special};
+use model_deepseek::{Wanted, tokenizer::Special};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
@@ -64,12 +66,6 @@ fn run(options: Options) -> Result<(), Failure> {
     Ok(())
 }
 
-fn engine(options: &Options, context: usize) -> Result<Engine, Failure> {
-    let model = options.model.open()?;
-    let devices = OpenDevices::new(&options.devices)?;
-    loaded(&model, &devices, &options.run.resolve(Some(context)))
-}
-
 /// As llama-perplexity: BOS in front if the model wants it, one final newline dropped, whole chunks of `--ctx`
 /// tokens, the first token of a chunk replaced by BOS, positions `ctx/2 .. ctx − 1` scored.
 fn perplexity(options: &Options, file: &Path) -> Result<(), Failure> {
@@ -78,8 +74,8 @@ fn perplexity(options: &Options, file: &Path) -> Result<(), Failure> {
         return Err(format!("--ctx: expected at least 4, found {ctx}").into());
     }
     let text = read(file)?;
-    let engine = engine(options, ctx)?;
-    let tokenizer = engine.model().tokenizer()?;
+    let (model, devices) = (options.model.open()?, OpenDevices::new(&options.devices)?);
+    let tokenizer = tokenizer(&model)?;
     let text = text.strip_suffix(b"\n").unwrap_or(&text);
     let tokens = tokenizer.with_bos(tokenizer.encode_bytes(text, Special::Literal));
     let chunks = tokens.len() / ctx;
@@ -93,6 +89,7 @@ fn perplexity(options: &Options, file: &Path) -> Result<(), Failure> {
     let first = if tokenizer.adds_bos() { tokenizer.bos() } else { None };
     let scored: Vec<usize> = (ctx / 2..ctx - 1).collect();
     let mut losses = Vec::with_capacity(chunks * scored.len());
+    let engine = loaded(&model, &devices, &options.run.resolve(Some(ctx)))?;
     let mut session = engine.session()?;
     for (index, chunk) in tokens.chunks_exact(ctx).enumerate() {
         let mut fed = chunk.to_vec();
@@ -125,7 +122,7 @@ fn perplexity(options: &Options, file: &Path) -> Result<(), Failure> {
 struct Reference {
     tokens: Vec<u32>,
     rows: Vec<usize>,
-    /// The `.npy` file; if not given, that of the same name.
+    /// The name of the `.npy` file beside it; if not given, the same name.
     logits: Option<PathBuf>,
     mean_nll: Option<f64>,
 }
@@ -145,14 +142,19 @@ fn compare(options: &Options, file: &Path) -> Result<(), Failure> {
     let reference: Reference =
         serde_json::from_slice(&read(file)?).map_err(|error| format!("{}: {error}", file.display()))?;
     let Reference { tokens, rows, .. } = &reference;
+    let wrong = |key: &str, expected: String, found: String| -> Failure {
+        format!("{}: key `{key}`: expected {expected}, found {found}", file.display()).into()
+    };
     let npy_file = match &reference.logits {
+        // A reference may come from anywhere: it opens no file but the one beside it.
+        Some(name) if name.file_name() != Some(name.as_os_str()) => {
+            let expected = "the name of a file beside it, without a path".to_owned();
+            return Err(wrong("logits", expected, format!("{name:?}")));
+        }
         Some(name) => file.with_file_name(name),
         None => file.with_extension("npy"),
     };
     let logits = npy::read(&npy_file)?;
-    let wrong = |key: &str, expected: String, found: String| -> Failure {
-        format!("{}: key `{key}`: expected {expected}, found {found}", file.display()).into()
-    };
     if tokens.len() < 2 {
         return Err(wrong("tokens", "at least 2".to_owned(), tokens.len().to_string()));
     }
@@ -163,8 +165,8 @@ fn compare(options: &Options, file: &Path) -> Result<(), Failure> {
     if let Some(row) = rows.iter().find(|row| **row >= tokens.len()) {
         return Err(wrong("rows", format!("numbers below {}, the tokens", tokens.len()), row.to_string()));
     }
-    let engine = engine(options, tokens.len())?;
-    let vocabulary = engine.model().config().vocabulary;
+    let (model, devices) = (options.model.open()?, OpenDevices::new(&options.devices)?);
+    let vocabulary = model.config().vocabulary;
     if logits.columns != vocabulary {
         let (file, found) = (npy_file.display(), logits.columns);
         return Err(format!("{file}: expected {vocabulary} columns, the vocabulary, found {found}").into());
@@ -180,6 +182,7 @@ fn compare(options: &Options, file: &Path) -> Result<(), Failure> {
             kept[index * vocabulary..(index + 1) * vocabulary].copy_from_slice(row);
         }
     };
+    let engine = loaded(&model, &devices, &options.run.resolve(Some(tokens.len())))?;
     engine.session()?.feed_with(tokens, Wanted::All, &mut each, &mut Discard)?;
     let distance = distance(&logits, &kept);
     print_json(&Comparison {

@@ -12,7 +12,7 @@ mod placement;
 mod rates;
 
 pub use devices::{DeviceName, DeviceOptions, DeviceRates, OpenDevices};
-pub use model::{ModelOption, loaded, opened, placed, tell};
+pub use model::{ModelOption, loaded, opened, placed, tell, tokenizer};
 pub use options::{Activations, CacheChoice, RunOptions, SamplingOptions};
 pub use output::{Progress, Rate, print_json};
 pub use placement::{AbsorbArg, CacheLayers, FitArg, LayerCount, OverrideArg, PlacementArgs, Switch};

@@ -3,7 +3,7 @@
 use super::{Failure, OpenDevices, Progress};
 use clap::Args;
 use graph::{Report, report};
-use model_deepseek::{Engine, Model, Options, Placed, Plans};
+use model_deepseek::{Engine, Model, Options, Placed, Plans, tokenizer::Tokenizer};
 use std::{path::PathBuf, sync::Arc};
 
 /// Which model.
@@ -55,11 +55,26 @@ pub fn tell(plans: &Plans, verbose: bool) {
     }
 }
 
-/// Plans, and loads the weights with a bar.
+/// Reads the tokenizer of a model whose texts are wanted, and tells what there is to tell about it.
+///
+/// # Errors
+/// A tokenizer that cannot be used: better known before the weights are loaded.
+pub fn tokenizer(model: &Model) -> Result<&Tokenizer, Failure> {
+    if let Some(notice) = model.vocabulary_notice()? {
+        eprintln!("notice: {notice}");
+    }
+    Ok(model.tokenizer()?)
+}
+
+/// Plans, and loads the weights with a bar; tells if the model was not trained for as long a context.
 ///
 /// # Errors
 /// Options that do not fit the model, weights that cannot be had, devices without room.
 pub fn loaded(model: &Arc<Model>, devices: &OpenDevices, options: &Options) -> Result<Engine, Failure> {
+    let trained = model.config().context_length;
+    if let Some(context) = options.context.filter(|context| *context > trained) {
+        eprintln!("notice: a context of {context} tokens, but the model was trained for {trained}");
+    }
     let plans = placed(model, devices, options)?;
     let progress = Progress::bytes("loading", 0);
     let engine = Engine::load(model, &devices.devices, plans, &mut |at| progress.at(at.done, at.total))?;

@@ -14,7 +14,7 @@
 //! | … | of each layer, in order, `n` rows of its cache |
 //! | 8 | FNV-1a of all before |
 
-use super::{Session, SessionError};
+use super::{Session, SessionError, reserved};
 use crate::{CacheType, Engine, Error, hash::Fnv, model::cache_name};
 use backend_api::Precision;
 
@@ -26,12 +26,12 @@ impl Session {
     /// The session as bytes. Restored by [`Engine::restore`], it goes on as if it had never ended.
     ///
     /// # Errors
-    /// [`Error::Load`] if a device does not give its cache.
+    /// [`Error::Load`] if a device does not give its cache; [`SessionError::Memory`].
     pub fn save(&self) -> Result<Vec<u8>, Error> {
         let layers = self.engine.model().config().layers();
         let rows = self.tokens.len() * self.cache_row_bytes();
         let size = HEADER + 4 * (self.tokens.len() + self.last.len()) + layers * rows + TRAILER;
-        let mut bytes = Vec::with_capacity(size);
+        let mut bytes = reserved("a session to save", size)?;
         bytes.extend(MAGIC);
         bytes.extend(self.engine.model().fingerprint()?.to_le_bytes());
         bytes.extend(cache_id(self.engine.cache_type()).to_le_bytes());

@@ -49,6 +49,13 @@ pub(super) enum Conversion {
 }
 
 impl Assembly {
+    /// Bytes of the parts and their scales, if they are in FP8.
+    pub(super) fn fp8_bytes(&self) -> Option<u64> {
+        let weights = self.parts.iter().flat_map(|part| [Some(&part.values), part.scales.as_ref()]).flatten();
+        let bytes = weights.map(|weight| weight.range.len() as u64).sum();
+        matches!(self.conversion, Conversion::Fp8 { .. }).then_some(bytes)
+    }
+
     /// Makes the tensor, of `bytes` bytes in all.
     pub(super) fn load(&self, bytes: usize) -> Result<WeightBytes, Flaw> {
         let threads = THREADS.as_ref().map_err(|error| Flaw::new("threads to make it", error.to_string()))?;

@@ -33,6 +33,11 @@ fn is_weights(name: &str) -> bool {
     name.starts_with("model") && name.ends_with(SUFFIX)
 }
 
+/// Whether `file`, by its name, is one of a directory's: weights, index, configuration or tokenizer.
+pub(super) fn is_part(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "safetensors" || extension == "json")
+}
+
 /// Opens a directory with the files `names`.
 pub(super) fn open(
     directory: &Path,

@@ -137,6 +137,13 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Checkpoint, SourceError> {
         let facts = fs::metadata(path).map_err(|e| SourceError::io(path, "open", e))?;
         if !facts.is_dir() {
+            if hugging_face::is_part(path) {
+                let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                let directory = directory.unwrap_or(Path::new(".")).display();
+                let expected = format!("a GGUF file, or the directory `{directory}` as a whole");
+                let found = "one file of a Hugging Face directory";
+                return Err(SourceError::invalid(path, Place::Header, expected, found));
+            }
             return Checkpoint::open_gguf(path, path);
         }
         let names = file_names(path)?;
@@ -270,6 +277,15 @@ impl Checkpoint {
     pub fn load_as_f32(&self, name: &str) -> Result<WeightBytes, SourceError> {
         let info = self.required(name)?;
         assemble::to_f32(self.load(name)?, info.runs()?).map_err(|flaw| info.wrong(flaw))
+    }
+
+    /// Bytes in the files, scales included, of a tensor in FP8, which [`load`](Checkpoint::load) gives in four times
+    /// as many; `None` for one of another format.
+    pub fn fp8_bytes(&self, name: &str) -> Option<u64> {
+        match self.find(name)? {
+            (_, Location::Made(assembly)) => assembly.fp8_bytes(),
+            _ => None,
+        }
     }
 
     fn missing(&self, name: &str) -> SourceError {

@@ -5,7 +5,7 @@ mod embedded;
 
 use bench::cli::{
     self, DeviceOptions, Failure, OpenDevices, Rate, RunOptions, SamplingOptions, loaded, opened, print_json,
-    tell,
+    tell, tokenizer,
 };
 use clap::Parser;
 use model_deepseek::{Engine, Model, Sampler, Stop, tokenizer::Special};
@@ -71,6 +71,7 @@ fn run(options: Options) -> Result<(), Failure> {
         Some(path) => Model::open(path)?,
         None => Model::new(embedded::open()?)?,
     });
+    tokenizer(&model)?;
     let engine = loaded(&model, &devices, &options.run.resolve(options.ctx))?;
     eprintln!("{}; seed {}", devices.description(), sampler.options().seed);
     tell(engine.plans(), options.verbose);

@@ -84,18 +84,14 @@ impl fmt::Display for Comparison {
         };
         writeln!(f, "{:32} {:>14} {:>14}", "", "first", "second")?;
         row(f, "splits", both.map(|report| report.splits.len().to_string()))?;
-        let kinds: [(&str, fn(&Traffic) -> u64); 4] = [
-            ("activation", |traffic| traffic.activation),
-            ("state", |traffic| traffic.state),
-            ("weight", |traffic| traffic.weight),
-            ("input", |traffic| traffic.input),
-        ];
-        for (kind, bytes) in kinds {
-            row(
-                f,
-                &format!("{kind} bytes per step"),
-                both.map(|report| human(bytes(&report.bytes_per_step))),
-            )?;
+        let bytes = both.map(|report| {
+            let Traffic { activation, state, weight, input } = report.bytes_per_step;
+            [activation, state, weight, input].map(human)
+        });
+        for (kind, (a, b)) in
+            ["activation", "state", "weight", "input"].iter().zip(bytes[0].iter().zip(&bytes[1]))
+        {
+            row(f, &format!("{kind} bytes per step"), [a.clone(), b.clone()])?;
         }
         let devices: BTreeSet<&String> = both.iter().flat_map(|report| report.memory.keys()).collect();
         for device in devices {

@@ -17,6 +17,26 @@ use std::{
 pub(crate) struct Phase {
     pub(crate) op: usize,
     pub(crate) kernel: Box<dyn BoundKernel>,
+    /// Whether it may run at the same time as the phase before it, and those that may with that.
+    pub(crate) beside: bool,
+}
+
+/// What the phases that may run at the same time read and write, as addresses.
+#[derive(Default)]
+struct Together {
+    reads: Vec<Range<usize>>,
+    writes: Vec<Range<usize>>,
+}
+
+impl Together {
+    fn allows(&self, other: &Together) -> bool {
+        let all_apart = |these: &[Range<usize>], those: &[Range<usize>]| {
+            these.iter().all(|this| those.iter().all(|that| apart(this, that)))
+        };
+        all_apart(&self.writes, &other.writes)
+            && all_apart(&self.writes, &other.reads)
+            && all_apart(&self.reads, &other.writes)
+    }
 }
 
 /// Collects the kernels of a program and the memory between them.
@@ -32,6 +52,12 @@ pub(crate) struct Builder {
     capacity: Capacity,
     phases: Vec<Phase>,
     op: usize,
+    /// Phases before this operation.
+    earlier: usize,
+    /// Whether this operation has asked for memory that an earlier one may be using.
+    recycles: bool,
+    /// The operations whose last phases may run at the same time.
+    together: Together,
     /// All memory, in use or not. Indices are stable.
     memory: Vec<Memory>,
     free: Vec<usize>,
@@ -66,6 +92,9 @@ impl Builder {
             capacity,
             phases: Vec::new(),
             op: 0,
+            earlier: 0,
+            recycles: false,
+            together: Together::default(),
             memory: Vec::new(),
             free: Vec::new(),
             held: Vec::new(),
@@ -87,7 +116,7 @@ impl Builder {
 
     /// Appends a phase.
     pub(crate) fn push(&mut self, kernel: impl Kernel + 'static) {
-        self.phases.push(Phase { op: self.op, kernel: bind(kernel, self.level) });
+        self.phases.push(Phase { op: self.op, kernel: bind(kernel, self.level), beside: false });
     }
 
     /// Memory of at least `bytes` bytes, aligned to 64, for kernels of this operation (or, inside
@@ -106,6 +135,7 @@ impl Builder {
             },
         };
         self.held.push(index);
+        self.recycles = true;
         self.memory[index].pointer()
     }
 
@@ -146,11 +176,12 @@ impl Builder {
     }
 
     /// Ends an operation: memory of its own is free again, and so are things made from what it wrote.
-    pub(crate) fn end_op(&mut self, outputs: &[Tensor]) -> Result<(), DeviceError> {
+    pub(crate) fn end_op(&mut self, inputs: &[Tensor], outputs: &[Tensor]) -> Result<(), DeviceError> {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }
         self.op += 1;
+        self.place_beside(inputs, outputs);
         self.free.append(&mut self.held);
         for written in outputs.iter().map(|output| output.span(&self.capacity)) {
             let free = &mut self.free;
@@ -163,6 +194,22 @@ impl Builder {
             });
         }
         Ok(())
+    }
+
+    /// Lets an operation of one phase run beside those before it, where neither needs what the other writes.
+    fn place_beside(&mut self, inputs: &[Tensor], outputs: &[Tensor]) {
+        let spans = |tensors: &[Tensor]| tensors.iter().map(|tensor| tensor.span(&self.capacity)).collect();
+        let mut own = Together { reads: spans(inputs), writes: spans(outputs) };
+        let alone = self.phases.len() != self.earlier + 1 || self.recycles;
+        if !alone && self.earlier > 0 && self.together.allows(&own) {
+            self.phases[self.earlier].beside = true;
+            self.together.reads.append(&mut own.reads);
+            self.together.writes.append(&mut own.writes);
+        } else {
+            self.together = own;
+        }
+        self.earlier = self.phases.len();
+        self.recycles = false;
     }
 
     /// The kernels, and the memory that must live as long as they do.
@@ -193,7 +240,8 @@ impl Builder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backend_api::{DType, Shape};
+    use crate::{isa::Isa, kernels::Scratch};
+    use backend_api::{DType, Shape, Step};
 
     const CAPACITY: Capacity = Capacity { rows: 4, outputs: 4, kv_len: 64 };
 
@@ -220,12 +268,12 @@ mod tests {
         let first = quantised(&mut builder, &x, 0);
         let other_layout = quantised(&mut builder, &x, 1);
         let other_input = quantised(&mut builder, &y, 0);
-        builder.end_op(&[tensor(&memory, 4)]).expect("room");
+        builder.end_op(&[], &[tensor(&memory, 4)]).expect("room");
         assert_eq!(quantised(&mut builder, &x, 0), first, "row 4 is behind the four of x");
         assert_eq!(quantised(&mut builder, &x, 1), other_layout);
         assert!(first != other_layout && first != other_input && other_layout != other_input);
         // Overlaps the last row of x only.
-        builder.end_op(&[tensor(&memory, 3)]).expect("room");
+        builder.end_op(&[], &[tensor(&memory, 3)]).expect("room");
         let again = [quantised(&mut builder, &x, 0), quantised(&mut builder, &x, 1)];
         assert!(again.contains(&first) && again.contains(&other_layout), "made anew in the same memory");
         assert_eq!(quantised(&mut builder, &y, 0), other_input);
@@ -240,7 +288,7 @@ mod tests {
         let thing = quantised(&mut builder, &x, 0);
         let own = builder.scratch_buffer(100);
         assert_ne!(thing.0, own);
-        builder.end_op(&[x]).expect("room");
+        builder.end_op(&[], &[x]).expect("room");
         let reused = [builder.scratch_buffer(100), builder.scratch_buffer(100)];
         assert!(reused.contains(&thing.0) && reused.contains(&own));
     }
@@ -249,7 +297,7 @@ mod tests {
     fn the_smallest_block_that_fits_is_reused() {
         let mut builder = Builder::new("test", Level::Portable, 1, CAPACITY);
         let blocks = [1000, 10, 100].map(|bytes| builder.scratch_buffer(bytes));
-        builder.end_op(&[]).expect("room");
+        builder.end_op(&[], &[]).expect("room");
         assert_eq!(
             [90, 5, 101].map(|bytes| builder.scratch_buffer(bytes)),
             [blocks[2], blocks[1], blocks[0]]
@@ -260,7 +308,42 @@ mod tests {
     fn no_room_is_an_error_of_the_operation() {
         let mut builder = Builder::new("test", Level::Portable, 1, CAPACITY);
         builder.scratch_buffer(usize::MAX / 2 + 1);
-        let error = builder.end_op(&[]).expect_err("no machine has it").to_string();
+        let error = builder.end_op(&[], &[]).expect_err("no machine has it").to_string();
         assert!(error.starts_with("test: no memory for memory between kernels"), "{error}");
+    }
+
+    struct Nothing;
+
+    impl Kernel for Nothing {
+        fn tasks(&self, _: &Step) -> usize {
+            1
+        }
+        unsafe fn run<S: Isa>(&self, _: S, _: &Step, _: usize, _: &mut Scratch) {}
+    }
+
+    #[test]
+    fn what_needs_nothing_of_its_neighbours_runs_beside_them() {
+        let memory = Memory::zeroed(64 * 64).expect("room");
+        let [x, a, b, c] = [0, 8, 16, 24].map(|row| tensor(&memory, row));
+        let mut builder = Builder::new("cpu", Level::Portable, 1, CAPACITY);
+        let mut op = |phases: usize, scratch: bool, inputs: &[Tensor], output: Tensor| {
+            (0..phases).for_each(|_| builder.push(Nothing));
+            if scratch {
+                builder.scratch_buffer(64);
+            }
+            builder.end_op(inputs, &[output]).expect("room");
+        };
+        op(2, false, &[x], a); // Its own phases follow each other.
+        op(1, false, &[x], b); // As two products of the same rows.
+        op(1, false, &[x], c); // A third.
+        op(1, false, &[a, b], x); // Needs them, and overwrites what they read.
+        op(1, true, &[c], a); // Its memory may be in use.
+        op(1, false, &[c], b);
+        op(2, false, &[c], tensor(&memory, 32));
+        op(1, false, &[], b); // Writes what nobody beside it reads: the phase before is of the last operation only.
+        op(1, false, &[], b); // Writes what its neighbour writes.
+        let beside: Vec<bool> = builder.finish().0.iter().map(|phase| phase.beside).collect();
+        let expected = [false, false, true, true, false, false, true, false, false, true, false];
+        assert_eq!(beside, expected);
     }
 }

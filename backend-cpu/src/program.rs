@@ -72,7 +72,7 @@ impl CpuProgram {
             check_cache(&op.op, &inputs, &outputs, &program.capacity).map_err(fault)?;
             check_outputs(&program, op, &inputs, &outputs).map_err(fault)?;
             ops::build(&op.op, &inputs, &outputs, &mut builder);
-            builder.end_op(&outputs)?;
+            builder.end_op(&inputs, &outputs)?;
             records.push(OpRecord { name: op.name.clone(), desc, nanoseconds: AtomicU64::new(0) });
         }
         let (phases, memory) = builder.finish();
@@ -112,12 +112,20 @@ impl Job for Kernels {
         let Order { step, timed_since } = order;
         let mut phases = self.phases.as_slice();
         while let Some(first) = phases.first() {
-            let tasks = first.kernel.tasks(step);
+            // Kernels that may run at the same time do.
+            let mut count = 1;
+            let mut tasks = first.kernel.tasks(step);
+            while let Some(phase) = phases.get(count).filter(|phase| phase.beside && timed_since.is_none()) {
+                count += 1;
+                tasks += phase.kernel.tasks(step);
+            }
             // Kernels of one task that follow each other are one task: nothing to wait for between.
             let alike = |phase: &&Phase| {
                 phase.kernel.tasks(step) <= 1 && (timed_since.is_none() || phase.op == first.op)
             };
-            let count = if tasks <= 1 { phases.iter().take_while(alike).count() } else { 1 };
+            if tasks <= 1 {
+                count = phases.iter().take_while(alike).count();
+            }
             let (now, later) = phases.split_at(count);
             let finish = || {
                 if let Some(start) = timed_since {
@@ -127,9 +135,19 @@ impl Job for Kernels {
                 }
             };
             if tasks > 1 {
-                // SAFETY: `run` holds the team's turn, so that no other kernel of the device runs, and has
-                // checked the step; `phase` gives each task to one thread and ends when all are done.
-                let run = |task, scratch: &mut Scratch| unsafe { first.kernel.run(step, task, scratch) };
+                let run = |mut task, scratch: &mut Scratch| {
+                    for phase in now {
+                        let tasks = phase.kernel.tasks(step);
+                        if task < tasks {
+                            // SAFETY: `run` holds the team's turn, so that no kernel of the device runs but those of
+                            // this phase, which do not touch what each other writes, and has checked the step;
+                            // `phase` gives each task to one thread and ends when all are done.
+                            unsafe { phase.kernel.run(step, task, scratch) }
+                            return;
+                        }
+                        task -= tasks;
+                    }
+                };
                 member.phase(tasks, run, finish)?;
             } else {
                 let run = |_, scratch: &mut Scratch| {

@@ -84,7 +84,7 @@ pub(crate) trait Kernel: Send + Sync {
     ///
     /// # Safety
     /// The buffers that the kernel's pointers name are alive, `step` is within the capacity it was built for, no
-    /// other thread runs the same task, and no other kernel runs.
+    /// other thread runs the same task, and no other kernel runs that touches what this one writes.
     unsafe fn run<S: Isa>(&self, isa: S, step: &Step, task: usize, scratch: &mut Scratch);
 }
 

@@ -182,6 +182,10 @@ impl<C: Cache + 'static> Kernel for Attention<C> {
 
 impl<C: Cache> Attention<C> {
     /// The running states of some heads of a row over one segment.
+    ///
+    /// # Safety
+    /// Room for the states of the heads, and for `CHUNK × width` decoded values if they are needed; a query for each
+    /// head, and a cache filled up to `visible`.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "the coordinates of one piece of work")]
     unsafe fn segment<S: Isa>(
@@ -196,8 +200,7 @@ impl<C: Cache> Attention<C> {
     ) {
         let plan = &self.plan;
         let width = plan.cache.width();
-        // SAFETY: the caller owes states for the heads, `CHUNK × width` decoded values if they are needed, and a
-        // cache filled up to `visible`.
+        // SAFETY: the caller's; rows of the segment are below `visible`.
         unsafe {
             for head in 0..heads.len() {
                 let state = states.add(head * plan.head_floats);
@@ -258,6 +261,9 @@ impl<C: Cache> Attention<C> {
 }
 
 /// `scores[head][key] = q · key`.
+///
+/// # Safety
+/// `width` readable values at each key and each query.
 #[inline(always)]
 unsafe fn score<S: Isa, W: Float, const N: usize>(
     s: S,
@@ -272,7 +278,7 @@ unsafe fn score<S: Isa, W: Float, const N: usize>(
         let q: [*const f32; N] = std::array::from_fn(|n| q[(head + n).min(HEADS - 1)]);
         for key in (0..count).step_by(N) {
             let keys: [*const u8; N] = std::array::from_fn(|n| keys[(key + n).min(CHUNK - 1)]);
-            // SAFETY: the caller owes rows of `width` values.
+            // SAFETY: the caller's.
             let tile = unsafe { tile::<S, W, N, N>(s, keys, q, width) };
             for (i, row) in tile.iter().enumerate().take(count - key) {
                 for (j, score) in row.iter().enumerate().take(HEADS - head) {
@@ -285,9 +291,12 @@ unsafe fn score<S: Isa, W: Float, const N: usize>(
 
 /// Scores become weights `exp(scale × score - maximum)`, zero past `count`; the state takes the new maximum and
 /// sum. Returns the factor on what was summed before.
+///
+/// # Safety
+/// A running state.
 #[inline(always)]
 unsafe fn soften<S: Isa>(s: S, scores: &mut [f32; CHUNK], count: usize, scale: f32, state: *mut f32) -> f32 {
-    // SAFETY: `CHUNK` is a multiple of 16; the caller owes the state.
+    // SAFETY: the caller's; `CHUNK` is a multiple of 16.
     unsafe {
         let p = scores.as_mut_ptr();
         for i in (0..CHUNK).step_by(16) {
@@ -324,6 +333,9 @@ fn exp_one<S: Isa>(s: S, x: f32) -> f32 {
 }
 
 /// `values = values × decay + Σ p × key[..latent]` for `N` heads; returns `N`.
+///
+/// # Safety
+/// `latent` readable values at each key, and writable ones of each head, `stride` apart.
 #[inline(always)]
 unsafe fn add_values<S: Isa, W: Float, const N: usize>(
     s: S,
@@ -333,7 +345,7 @@ unsafe fn add_values<S: Isa, W: Float, const N: usize>(
     (values, stride): (*mut f32, usize),
     latent: usize,
 ) -> usize {
-    // SAFETY: the caller owes values for `N` heads and keys of `latent` values.
+    // SAFETY: the caller's.
     unsafe {
         let mut at = 0;
         while at + 64 <= latent {
@@ -361,6 +373,10 @@ unsafe fn add_values<S: Isa, W: Float, const N: usize>(
     N
 }
 
+/// The same for `16 × V` values, from value `at` of the keys on.
+///
+/// # Safety
+/// As many readable values of each key, and writable ones of each head, `stride` apart.
 #[inline(always)]
 unsafe fn add_strip<S: Isa, W: Float, const N: usize, const V: usize>(
     s: S,
@@ -370,7 +386,7 @@ unsafe fn add_strip<S: Isa, W: Float, const N: usize, const V: usize>(
     (values, stride): (*mut f32, usize),
     at: usize,
 ) {
-    // SAFETY: the caller owes `16 × V` values for each head and in each key from `at` on.
+    // SAFETY: the caller's.
     unsafe {
         let mut sums: [[S::F; V]; N] =
             array!(N, |n| array!(V, |v| s.mul(s.load(values.add(n * stride + 16 * v)), s.splat(decay[n]))));
@@ -392,9 +408,12 @@ unsafe fn add_strip<S: Isa, W: Float, const N: usize, const V: usize>(
 }
 
 /// Adds the running state of a later segment.
+///
+/// # Safety
+/// Two running states of `latent` values.
 #[inline(always)]
 unsafe fn merge<S: Isa>(s: S, total: *mut f32, part: *const f32, latent: usize) {
-    // SAFETY: the caller owes two states; they are padded to whole vectors.
+    // SAFETY: the caller's; nothing past the `latent` values is touched.
     unsafe {
         let maximum = if *part > *total { *part } else { *total };
         let (old, new) = (exp_one(s, *total - maximum), exp_one(s, *part - maximum));
@@ -410,9 +429,12 @@ unsafe fn merge<S: Isa>(s: S, total: *mut f32, part: *const f32, latent: usize) 
 }
 
 /// `output = values / sum`.
+///
+/// # Safety
+/// A running state of `latent` values, and as many writable ones.
 #[inline(always)]
 unsafe fn finish<S: Isa>(s: S, state: *const f32, output: *mut f32, latent: usize) {
-    // SAFETY: the caller owes a state and `latent` writable values.
+    // SAFETY: the caller's.
     unsafe {
         let sum = s.splat(*state.add(1));
         for at in (0..latent).step_by(16) {

@@ -55,10 +55,13 @@ impl Float for BF16 {
 }
 
 /// The first `n < 16` values, zeros in the other lanes.
+///
+/// # Safety
+/// `n` readable values.
 #[inline(always)]
 unsafe fn load_first<S: Isa, W: Float>(s: S, p: *const u8, n: usize) -> S::F {
     let mut copy = [0u8; 64];
-    // SAFETY: the caller owes `n` readable values; 16 of at most 4 bytes fit the copy.
+    // SAFETY: the caller's; 16 values of at most 4 bytes fit the copy.
     unsafe {
         std::ptr::copy_nonoverlapping(p, copy.as_mut_ptr(), n * W::BYTES);
         W::load(s, copy.as_ptr())
@@ -66,6 +69,9 @@ unsafe fn load_first<S: Isa, W: Float>(s: S, p: *const u8, n: usize) -> S::F {
 }
 
 /// `M` rows of weights with `N` rows of activations.
+///
+/// # Safety
+/// `k` readable values in each row.
 #[inline(always)]
 pub(crate) unsafe fn tile<S: Isa, W: Float, const M: usize, const N: usize>(
     s: S,
@@ -73,7 +79,7 @@ pub(crate) unsafe fn tile<S: Isa, W: Float, const M: usize, const N: usize>(
     x: [*const f32; N],
     k: usize,
 ) -> [[f32; N]; M] {
-    // SAFETY: the caller owes `k` readable values in each row.
+    // SAFETY: the caller's.
     unsafe {
         let mut sums = [[s.splat(0.0); N]; M];
         let whole = k - k % 16;
@@ -165,6 +171,10 @@ impl<W: Source + 'static> Kernel for FloatProduct<W> {
 }
 
 impl<W: Source> FloatProduct<W> {
+    /// Some rows of a matrix with all entries of a problem.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`]; the problem and its rows are there, and `decoded` has room for `M` rows if they are needed.
     #[inline(always)]
     unsafe fn tiles<S: Isa, const M: usize, const N: usize>(
         &self,
@@ -174,7 +184,7 @@ impl<W: Source> FloatProduct<W> {
         decoded: *mut f32,
     ) {
         let Weights { base, matrix_stride, row_stride, rows: width, k } = self.weights;
-        // SAFETY: the caller's: rows of the matrix, entries of the problem; `decoded` has room for `M` rows.
+        // SAFETY: the caller's.
         unsafe {
             let matrix = base.add(problem.matrix * matrix_stride);
             for row in rows.clone().step_by(M) {

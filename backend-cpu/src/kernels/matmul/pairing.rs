@@ -127,9 +127,13 @@ impl Groups {
         self.table.wrapping_add(1 + 3 * self.experts)
     }
 
+    /// Expert, first entry and number of entries of group `index`.
+    ///
+    /// # Safety
+    /// [`Group`] has filled the table.
     #[inline(always)]
     unsafe fn group(&self, index: usize) -> Option<(usize, usize, usize)> {
-        // SAFETY: the caller's: `Group` has filled the table.
+        // SAFETY: the caller's.
         unsafe {
             if index >= *self.table as usize {
                 return None;

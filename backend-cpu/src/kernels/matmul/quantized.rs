@@ -265,9 +265,12 @@ fn dot<S: Isa>(s: S, signed: bool, sum: S::I, q: S::B, a: S::B) -> S::I {
 }
 
 /// A block with its activations. Lanes 0..8 add up to `Σ q × a × scales`, lanes 8..16 to minima (or scales) `× a`.
+///
+/// # Safety
+/// 256 readable values.
 #[inline(always)]
 unsafe fn k_block<S: Isa, B: KBlock>(s: S, block: &B, a: *const i8, beside: &KScales) -> S::I {
-    // SAFETY: the caller owes 256 readable values.
+    // SAFETY: the caller's.
     unsafe {
         let own = s.widen(block.scales());
         let scales = s.mul_w(own, s.load_w(beside.lanes.as_ptr()));
@@ -587,6 +590,8 @@ impl<D: Dot> Product<D> {
         64 + size_of::<Panel>() + entries * (4 * LANES + size_of::<Row>())
     }
 
+    /// # Safety
+    /// The output has this entry, and this row is below `weights.rows`.
     #[inline(always)]
     unsafe fn store<S: Isa>(&self, s: S, entry: usize, row: usize, sum: S::F) {
         let n = (self.weights.rows - row).min(LANES);
@@ -667,6 +672,9 @@ impl<D: Dot + 'static> Kernel for Product<D> {
 }
 
 /// [`Dot::many`] for `T` neighbouring entries; returns `T`.
+///
+/// # Safety
+/// `T` rows and sums, the rows filled.
 #[inline(always)]
 unsafe fn meet<S: Isa, D: Dot, const T: usize>(
     s: S,
@@ -675,7 +683,7 @@ unsafe fn meet<S: Isa, D: Dot, const T: usize>(
     part: usize,
     n: usize,
 ) -> usize {
-    // SAFETY: the caller owes `T` rows and sums.
+    // SAFETY: the caller's.
     unsafe {
         let before = array!(T, |t| s.load(sums.add(t).cast()));
         let after = D::many::<S, T>(s, panel, array!(T, |t| *a.add(t)), part, n, before);

@@ -10,8 +10,8 @@ use std::{fmt, sync::Arc};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
     /// Beside a quantised weight activations are rounded to 8 bits, with a scale for at most 32 values (beside
-    /// formats of 32-value blocks) or 256 (beside K-quants and IQ4_XS); devices may be finer. Beside a float weight
-    /// they stay f32.
+    /// formats of 32-value blocks) or 256 (beside K-quants and IQ4_XS); devices may be finer. What is not finite
+    /// makes every output of its row NaN. Beside a float weight activations stay f32.
     #[default]
     Default,
     /// Weights are decoded on the fly; nothing is rounded below f32.
@@ -49,6 +49,9 @@ pub enum Gating {
 /// 5. Their weights are their `p`,
 /// 6. divided by their sum (at least 2⁻¹⁴) if `renormalise`,
 /// 7. times `scale`.
+///
+/// Where a row has an `s` that is not finite there is no order to choose in: its experts are the first `used`, and
+/// their weights NaN.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RouteAttributes {
     /// Experts chosen for each row.

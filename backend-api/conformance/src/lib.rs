@@ -29,6 +29,9 @@
 //!   and past the rows of the step are NaN; reading one shows in the result, writing one in the bytes.
 //! * Each case runs twice, then in pieces of 1, 2, 7 and 16 rows, against the batch: bitwise on a device that
 //!   [claims](backend_api::DeviceInfo::batch_invariant) batch invariance, within the bounds on others.
+//! * Each operation runs once more for each input that is no weight, with a NaN in a random place of it. What the
+//!   reference says is NaN must be: a model with a broken weight should not go on in plausible words. Rows that do
+//!   not depend on it keep their bits.
 //! * Programs of several operations, which share inputs and reuse scratch, are held against their operations one
 //!   by one. That includes values between operations: a device cannot know who else reads them, so it may fuse
 //!   operations but not leave out what they write.

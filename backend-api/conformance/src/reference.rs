@@ -166,7 +166,7 @@ fn turn(x: &Tensor, rope: &RopeAttributes, step: &Step) -> Tensor {
     Tensor::new(&x.shape, values)
 }
 
-/// Softmax of finite numbers.
+/// Softmax; all NaN if a score is.
 pub(crate) fn softmax(scores: &[f64]) -> Vec<f64> {
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let powers: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
@@ -202,6 +202,11 @@ fn route(scores: &Tensor, bias: Option<&Tensor>, attributes: &RouteAttributes) -
             Some(bias) => p.iter().zip(&bias.values).map(|(p, b)| p + b).collect(),
             None => p.clone(),
         };
+        if !s.iter().all(|s| s.is_finite()) {
+            ids.extend((0..used).map(|expert| expert as f64));
+            weights.extend(vec![f64::NAN; used]);
+            continue;
+        }
         let group_len = s.len() / groups;
         let group_scores: Vec<f64> = s
             .chunks_exact(group_len)
@@ -373,6 +378,13 @@ mod tests {
         case(grouped, Some([0.0, 0.0, 0.6, 0.0]), [2.0, 3.0], [0.25, 0.5]);
         // Groups of one expert are worth that expert.
         case(RouteAttributes { groups: 4, groups_used: 2, ..base }, None, [1.0, 0.0], [0.75, 0.5]);
+        // Without an order there are no weights.
+        for bias in [[0.0, f64::NAN, 0.0, 0.0], [0.0, 0.0, 0.0, f64::NEG_INFINITY]] {
+            let bias = tensor(&[4], bias);
+            let found = evaluate(&Op::Route(base), &[&scores, &bias], &STEP);
+            assert_eq!(found[0].values, [0.0, 1.0]);
+            assert!(found[1].values.iter().all(|weight| weight.is_nan()), "{:?}", found[1].values);
+        }
         // Softmax: odds 1 : 3 : 1/3 : 1.
         case(RouteAttributes { gating: Gating::Softmax, ..base }, None, [1.0, 0.0], [9.0 / 16.0, 3.0 / 16.0]);
     }

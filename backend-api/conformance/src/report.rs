@@ -17,6 +17,8 @@ pub enum Check {
     Repeat,
     /// Rows give the same results in pieces: bitwise, if the device claims so.
     Batch,
+    /// A NaN in an input shows in all results that it is part of, and changes no other row.
+    Nan,
     /// Operations give the same results in one program as in one each: bitwise, if the device claims so.
     Fusion,
     /// What `supports` accepts compiles; what it rejects does not, and there is a reason.

@@ -1,7 +1,8 @@
 //! Runs a case on a device and holds it against everything the contract says.
 
 use crate::{
-    reference::{Tensor, evaluate},
+    random::Random,
+    reference::{Tensor, evaluate, row_offsets},
     report::{Check, Failures},
     setup::{Contents, Image, POISONS, Setup, USAGES, varying},
     tolerance::{Tolerance, tolerances},
@@ -9,6 +10,7 @@ use crate::{
 use backend_api::{
     BufferRef, BufferRequest, BufferUsage, DType, Device, DeviceError, Discard, Extent, HostBytes, Observer,
     Op, OpEvent, OpKind, Program, ProgramDesc, ProgramOp, ProgramValue, Shape, Step, TensorDesc, Unsupported,
+    format,
 };
 use std::{ops::Range, sync::Arc};
 
@@ -26,6 +28,7 @@ pub(crate) enum Outcome {
 struct Bench<'a> {
     device: &'a dyn Device,
     setup: &'a Setup,
+    name: &'a str,
     values: Vec<ProgramValue>,
     image: Image,
     buffers: Vec<BufferRef>,
@@ -78,9 +81,9 @@ fn device_error(error: DeviceError) -> Abort {
 }
 
 impl<'a> Bench<'a> {
-    fn new(device: &'a dyn Device, setup: &'a Setup, name: &str) -> Result<Self, Abort> {
+    fn new(device: &'a dyn Device, setup: &'a Setup, name: &'a str) -> Result<Self, Abort> {
         let (values, image) = setup.lay_out();
-        let mut bench = Bench { device, setup, values, image, buffers: Vec::new(), imported: false };
+        let mut bench = Bench { device, setup, name, values, image, buffers: Vec::new(), imported: false };
         for (usage, bytes) in USAGES.into_iter().zip(&bench.image) {
             // Every other case, or about that, offers its weights for use in place.
             if usage == BufferUsage::Weights && name.len() % 2 == 1 {
@@ -167,7 +170,11 @@ impl<'a> Bench<'a> {
             failures.add(Check::Repeat, format!("a second run differs: {difference}"));
         }
         self.check_observed(&seen, failures);
-        self.check_pieces(program.as_mut(), &first, tolerances.as_ref(), failures)
+        self.check_pieces(program.as_mut(), &first, tolerances.as_ref(), failures)?;
+        if let [op] = &self.setup.ops[..] {
+            self.check_nan(op, program.as_mut(), &first, failures)?;
+        }
+        Ok(())
     }
 
     /// Everything but the outputs is what it was.
@@ -263,6 +270,58 @@ impl<'a> Bench<'a> {
             failures.add(Check::Fusion, format!("differs from its operations one by one: {problem}"));
         }
         Ok(())
+    }
+
+    /// A NaN in each input in turn: it shows where the reference says so, and leaves the rows alone that do not
+    /// depend on it.
+    fn check_nan(
+        &self,
+        op: &ProgramOp,
+        program: &mut dyn Program,
+        clean: &Image,
+        failures: &mut Failures,
+    ) -> Result<(), Abort> {
+        let step = &self.setup.step;
+        for &input in &op.inputs {
+            let Some(image) = self.with_nan(input) else { continue };
+            self.upload(&image)?;
+            program.run(step, &mut Discard).map_err(device_error)?;
+            let found = self.download()?;
+            let inputs: Vec<Tensor> = op.inputs.iter().map(|index| self.load(*index, &image)).collect();
+            let expected = evaluate(&op.op, &inputs.iter().collect::<Vec<_>>(), step);
+            let outputs = self.setup.written(op, &self.values, step);
+            for ((expected, (buffer, range)), &output) in expected.iter().zip(outputs).zip(&op.outputs) {
+                let (clean, found) = (&clean[buffer][range.clone()], &found[buffer][range]);
+                if let Some(problem) = hides_nan(expected, self.values[output].desc.dtype, clean, found) {
+                    failures.add(Check::Nan, format!("with a NaN in value {input}, {problem}"));
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The image with a NaN somewhere in an input; `None` if it is a weight, or ids, or empty.
+    fn with_nan(&self, input: usize) -> Option<Image> {
+        let (operand, value) = (&self.setup.operands[input], &self.values[input]);
+        let ProgramValue { desc, place } = value;
+        if operand.usage == BufferUsage::Weights || desc.dtype == DType::I32 {
+            return None;
+        }
+        let rows = row_offsets(desc, &self.setup.step);
+        // Of a state, those that are seen.
+        let seen = if operand.usage == BufferUsage::State { self.setup.step.kv_len() } else { rows.len() };
+        if seen == 0 {
+            return None;
+        }
+        let mut random = Random::named(&format!("NaN in value {input} of {}", self.name));
+        let mut row = vec![0.0; desc.shape.inner()];
+        let mut image = self.image.clone();
+        let bytes = &mut image[place.buffer][place.offset + rows[random.below(seen)]..][..desc.row_bytes()];
+        format::decode(desc.dtype, bytes, &mut row);
+        row[random.below(desc.shape.inner())] = f32::NAN;
+        format::encode(desc.dtype, &row, bytes);
+        Some(image)
     }
 
     /// The image with the second poison in the outputs.
@@ -420,6 +479,35 @@ fn nearly(expected: &Tensor, found: &Tensor) -> Result<(), String> {
     let error: f64 = expected.values.iter().zip(&found.values).map(|(e, f)| (e - f).powi(2)).sum();
     // Not so with NaN.
     if error <= 1e-3 * power { Ok(()) } else { Err(format!("an NMSE of {:.3e}", error / power)) }
+}
+
+/// What is wrong with an output of which these elements should be NaN; `clean` is what it was without.
+fn hides_nan(expected: &Tensor, dtype: DType, clean: &[u8], found: &[u8]) -> Option<String> {
+    let rows = expected.shape[0];
+    if expected.values.is_empty() {
+        return None;
+    }
+    let desc = TensorDesc::new(dtype, Shape::fixed(&expected.shape));
+    let values = Tensor::load(&desc, found, &Step { rows: 0, past: 0, outputs: 0 }).values;
+    // Which rows are chosen may follow from a NaN, but is none.
+    if dtype == DType::I32 {
+        return (values != expected.values)
+            .then(|| "other ids are chosen than the definition says".to_owned());
+    }
+    let (elements, bytes) = (values.len() / rows, found.len() / rows);
+    for row in 0..rows {
+        let expected = &expected.values[row * elements..][..elements];
+        let hidden = (0..elements).find(|i| expected[*i].is_nan() && !values[row * elements + i].is_nan());
+        if let Some(i) = hidden {
+            let found = values[row * elements + i];
+            return Some(format!("element {i} of row {row} of {rows} should be NaN, and is {found:e}"));
+        }
+        let range = row * bytes..(row + 1) * bytes;
+        if !expected.iter().any(|v| v.is_nan()) && found[range.clone()] != clean[range] {
+            return Some(format!("row {row} of {rows}, which does not depend on it, has other bits"));
+        }
+    }
+    None
 }
 
 /// Bytes from one index of the outermost axis to the next.

@@ -33,6 +33,10 @@ enum Fault {
     DependsOnTheBatch,
     /// Only the first run computes; later ones give its result.
     KeepsTheFirstResult,
+    /// What is NaN becomes 0.
+    HidesNan,
+    /// Where one element is NaN, all are.
+    SpreadsNan,
     /// Programs of several operations differ in one bit from the same ones alone.
     FusesWrongly,
     /// A store goes on behind its rows.
@@ -255,6 +259,16 @@ impl Program for BrokenProgram {
             Fault::DependsOnTheBatch if step.rows > 1 => self.flip_a_bit(&output),
             Fault::KeepsTheFirstResult if self.runs == 1 => self.kept = self.read(&output, 0, size),
             Fault::KeepsTheFirstResult => self.write(&output, 0, &self.kept[..size]),
+            Fault::HidesNan => {
+                let hide = |old: f32| if old.is_nan() { 0.0 } else { old };
+                (0..size).step_by(4).for_each(|at| self.change(&output, at, hide));
+            }
+            Fault::SpreadsNan => {
+                let bytes = self.read(&output, 0, size);
+                if bytes.as_chunks().0.iter().any(|bytes| f32::from_le_bytes(*bytes).is_nan()) {
+                    (0..size).step_by(4).for_each(|at| self.change(&output, at, |_| f32::NAN));
+                }
+            }
             Fault::FusesWrongly if self.desc.ops.len() > 1 => self.flip_a_bit(&output),
             _ => {}
         }
@@ -370,7 +384,23 @@ fn depending_on_the_batch() {
 
 #[test]
 fn keeping_the_first_result() {
-    caught(Fault::KeepsTheFirstResult, CASES, Check::Batch);
+    let report = found(Fault::KeepsTheFirstResult, CASES);
+    // Several rows differ in pieces. A single row shows no change but that to NaN.
+    let of = |check| report.failures.iter().filter(|failure| failure.check == check).count();
+    assert!(report.passed == 0 && of(Check::Batch) > 10, "{report}");
+    assert_eq!(of(Check::Batch) + of(Check::Nan), report.failures.len(), "{report}");
+}
+
+#[test]
+fn hiding_nan() {
+    for cases in [CASES, "MatMul Q4_K Default", "RmsNorm ", "SwiGlu ", "Add ", "LatentAttention F32"] {
+        caught(Fault::HidesNan, cases, Check::Nan);
+    }
+}
+
+#[test]
+fn spreading_nan() {
+    caught(Fault::SpreadsNan, CASES, Check::Nan);
 }
 
 #[test]

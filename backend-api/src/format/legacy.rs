@@ -6,6 +6,7 @@
 
 use super::{Block, fit, half, to_half};
 use bytemuck::{Pod, Zeroable};
+use half::f16;
 
 /// 32 values: `d × (q − 8)`.
 ///
@@ -88,7 +89,8 @@ pub struct BlockQ5_1 {
 ///
 /// Encoding is fixed to the bit, because every device stores caches in it. In f32, with `max = max |x|`:
 /// `d = f16(max / 127)`, at most the largest finite f16; `r = 127 / max`, or 0 where `d` is 0;
-/// `q = round(x × r)`, to nearest, ties to even. It takes no clamping: `|x × r|` cannot round above 127.
+/// `q = round(x × r)`, to nearest, ties to even. It takes no clamping: `|x × r|` cannot round above 127. Where an `x`
+/// is NaN or infinite, which integers cannot say, `d` is NaN (0x7E00) and every `q` is 0.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct BlockQ8_0 {
@@ -159,7 +161,11 @@ impl Block<32> for BlockQ8_0 {
     }
 
     fn encode(values: &[f32; 32]) -> Self {
-        let max = values.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+        // Magnitudes order as their bits do, with infinity and NaN above all numbers.
+        let max = f32::from_bits(values.iter().fold(0, |max: u32, x| max.max(x.abs().to_bits())));
+        if !max.is_finite() {
+            return BlockQ8_0 { d: f16::NAN.to_le_bytes(), quants: [0; 32] };
+        }
         let d = to_half(max / 127.0);
         let r = if half(d) == 0.0 { 0.0 } else { 127.0 / max };
         BlockQ8_0 { d, quants: values.map(|x| (x * r).round_ties_even() as i8) }
@@ -223,5 +229,18 @@ mod tests {
         assert_eq!((half(block.d), block.quants), (0.0, [0; 32]));
         let block = BlockQ8_0::encode(&[1e9; 32]);
         assert_eq!((half(block.d), block.quants), (65504.0, [127; 32]));
+    }
+
+    #[test]
+    fn q8_0_does_not_hide_what_is_not_finite() {
+        for odd in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for i in [0, 31] {
+                let mut values = [1.0; 32];
+                values[i] = odd;
+                let block = BlockQ8_0::encode(&values);
+                assert_eq!((block.d, block.quants), ([0x00, 0x7E], [0; 32]), "{odd} at {i}");
+                assert!(block.decode().iter().all(|x| x.is_nan()));
+            }
+        }
     }
 }

@@ -42,7 +42,8 @@ pub trait Block<const LEN: usize>: Pod {
     /// The values.
     fn decode(&self) -> [f32; LEN];
 
-    /// The block that decodes to about these values, which must be finite.
+    /// The block that decodes to about these values. Others than [`BlockQ8_0`] need them to be finite, and do not
+    /// show where they are not.
     fn encode(values: &[f32; LEN]) -> Self;
 }
 
@@ -72,7 +73,8 @@ pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Encodes one row of finite values; the last block is padded with zeros.
+/// Encodes one row of values; the last block is padded with zeros. NaN and infinities survive in F32, F16 and BF16,
+/// are both NaN in Q8_0, which caches are stored in, and get lost in the searches of other formats.
 ///
 /// # Panics
 /// If `out` is not [`row_bytes(values.len())`](DType::row_bytes) long, or for I32, which is no number format.

@@ -72,8 +72,14 @@ impl Kernel for Route {
                 slice::from_raw_parts_mut(self.weights.row::<f32>(row), used),
             )
         };
-        choose(&self.attributes, s, group_scores, ids);
-        weigh(&self.attributes, p, ids, weights);
+        // All of them, without a branch for each.
+        if s.iter().fold(true, |finite, s| finite & s.is_finite()) {
+            choose(&self.attributes, s, group_scores, ids);
+            weigh(&self.attributes, p, ids, weights);
+        } else {
+            ids.iter_mut().enumerate().for_each(|(index, id)| *id = index as i32);
+            weights.fill(f32::NAN);
+        }
     }
 }
 
@@ -90,7 +96,7 @@ fn gate(gating: Gating, p: &mut [f32]) {
     }
 }
 
-/// What is not, or no longer, to be chosen. Probabilities and biases are finite, so no score is.
+/// What is not, or no longer, to be chosen. All scores are finite.
 const NO: f32 = f32::NEG_INFINITY;
 
 /// The experts with the largest `s` in the best groups, in falling order. Takes the chosen out of `s`.
@@ -231,6 +237,47 @@ mod tests {
         };
         check(attributes, 8, 1, Some(&[0.5; 8]), false);
         check(attributes, 8, 1, Some(&[0.0, 1.0, 2.0, 0.0, 1.0, 0.0, 0.0, 2.0]), false);
+    }
+
+    #[test]
+    fn a_row_without_an_order_has_no_weights() {
+        let (inf, nan) = (f32::INFINITY, f32::NAN);
+        let run_with = |gating, odd: f32, biased: bool| {
+            let attributes =
+                RouteAttributes { used: 2, gating, groups: 2, groups_used: 1, renormalise: true, scale: 2.5 };
+            each_level(|level| {
+                let mut scores = Rows::new(&[3, 8], 0, 1);
+                let mut bias = numbers(8, 2);
+                let mut odd_rows = [false, true, false];
+                if biased {
+                    bias[5] = odd;
+                    odd_rows = [true; 3];
+                } else {
+                    scores.data[8 + 5] = odd;
+                }
+                let inputs = [scores.tensor(), fixed(&mut bias, DType::F32, &[8])];
+                let mut ids = vec![-1; 6];
+                let mut weights = Rows::poisoned(&[3, 2]);
+                let desc = TensorDesc::new(DType::I32, Shape::rows(&[2]));
+                let outputs = [Tensor::new(ids.as_mut_ptr().cast(), desc), weights.tensor()];
+                run(Route::new(attributes, &inputs, &outputs), level, &rows(3));
+                for (row, is_odd) in odd_rows.into_iter().enumerate() {
+                    let (ids, weights) = (&ids[2 * row..][..2], weights.row(row));
+                    let what = format!("{level}, {gating:?}, {odd}, row {row}: {ids:?}, {weights:?}");
+                    assert!(weights.iter().all(|weight| weight.is_nan() == is_odd), "{what}");
+                    assert!(!is_odd || *ids == [0, 1], "{what}");
+                    assert!(ids.iter().all(|id| (0..8).contains(id)), "{what}");
+                }
+            });
+        };
+        for gating in [Gating::Sigmoid, Gating::Softmax] {
+            run_with(gating, nan, false);
+            for odd in [nan, inf, -inf] {
+                run_with(gating, odd, true);
+            }
+        }
+        // A sigmoid has limits; the sum of a softmax has none.
+        run_with(Gating::Softmax, inf, false);
     }
 
     #[test]

@@ -8,6 +8,9 @@
 //!
 //! `q` is rounded to nearest, ties to even. Weighted sums of `q` are kept beside it: they meet the weights' minima
 //! and zero points.
+//!
+//! Integers know no NaN, and no infinity: in a row that has one, the first `d` is NaN, and so is every product with it.
+//! Values so small that their scale is no normal number (below 1.5e-36) become zeros.
 
 use crate::{
     builder::Builder,
@@ -19,6 +22,9 @@ use backend_api::Step;
 
 /// Largest integer scale of a group: sums over a block stay below 2³¹ for every format.
 const LARGEST: i32 = 7;
+
+/// Smallest scale of a group. The inverse of a smaller one may be infinite.
+const SMALLEST: f32 = f32::MIN_POSITIVE;
 
 /// Values that share a scale beside weights in blocks of 32.
 const SMALL_GROUP: usize = 16;
@@ -178,34 +184,44 @@ impl Kernel for Quantize {
                 *to.add(index) = 0;
             }
             let beside = to.add(layout.padded());
+            let mut odd = s.splat(0.0);
             for block in 0..layout.blocks() {
                 let at = block * layout.block;
                 let (x, q) = (from.add(at), to.add(at).cast());
                 if layout.block == 256 {
                     *beside.cast::<KScales>().add(block) = match layout.group {
-                        16 => k_block::<S, 16>(s, x, q),
-                        _ => k_block::<S, 32>(s, x, q),
+                        16 => k_block::<S, 16>(s, x, q, &mut odd),
+                        _ => k_block::<S, 32>(s, x, q, &mut odd),
                     };
                 } else {
-                    *beside.cast::<[f32; 3]>().add(block) = small_block(s, x, q);
+                    *beside.cast::<[f32; 3]>().add(block) = small_block(s, x, q, &mut odd);
                 }
             }
+            let d = match layout.block {
+                256 => &mut (*beside.cast::<KScales>()).d,
+                _ => &mut (*beside.cast::<[f32; 3]>())[0],
+            };
+            *d += s.sum(odd);
         }
     }
 }
 
-/// Rounds 32 values.
+/// Rounds 32 values. To `odd` it adds zeros, or NaN where a value is not finite.
+///
+/// # Safety
+/// 32 readable values and writable bytes.
 #[inline(always)]
-unsafe fn small_block<S: Isa>(s: S, x: *const f32, q: *mut i8) -> [f32; 3] {
-    // SAFETY: the caller owes 32 readable values and writable bytes.
+unsafe fn small_block<S: Isa>(s: S, x: *const f32, q: *mut i8, odd: &mut S::F) -> [f32; 3] {
+    // SAFETY: the caller's.
     unsafe {
         let mut d = [0.0; 2];
         let mut sum = 0.0;
         for (half, d) in d.iter_mut().enumerate() {
             let at = SMALL_GROUP * half;
             let x = s.load(x.add(at));
+            *odd = s.mul_add(x, s.splat(0.0), *odd);
             let largest = s.max_lane(s.abs(x));
-            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            let inverse = if largest >= 127.0 * SMALLEST { 127.0 / largest } else { 0.0 };
             *d = largest / 127.0;
             s.store_i8(q.add(at), s.round_i32(s.mul(x, s.splat(inverse))));
             sum += *d * sum_of(q.add(at), SMALL_GROUP) as f32;
@@ -214,17 +230,22 @@ unsafe fn small_block<S: Isa>(s: S, x: *const f32, q: *mut i8) -> [f32; 3] {
     }
 }
 
-/// Rounds 256 values in groups.
+/// Rounds 256 values in groups. To `odd` it adds zeros, or NaN where a value is not finite.
+///
+/// # Safety
+/// 256 readable values and writable bytes.
 #[inline(always)]
-unsafe fn k_block<S: Isa, const GROUP: usize>(s: S, x: *const f32, q: *mut i8) -> KScales {
-    // SAFETY: the caller owes 256 readable values and writable bytes.
+unsafe fn k_block<S: Isa, const GROUP: usize>(s: S, x: *const f32, q: *mut i8, odd: &mut S::F) -> KScales {
+    // SAFETY: the caller's.
     unsafe {
         let mut largest = [0.0f32; 16];
         let mut overall = 0.0f32;
         for (group, largest) in largest.iter_mut().enumerate().take(256 / GROUP) {
             let mut lanes = s.splat(0.0);
             for i in (0..GROUP).step_by(16) {
-                lanes = s.max(s.abs(s.load(x.add(GROUP * group + i))), lanes);
+                let x = s.load(x.add(GROUP * group + i));
+                *odd = s.mul_add(x, s.splat(0.0), *odd);
+                lanes = s.max(s.abs(x), lanes);
             }
             *largest = s.max_lane(lanes);
             overall = if *largest > overall { *largest } else { overall };
@@ -233,10 +254,10 @@ unsafe fn k_block<S: Isa, const GROUP: usize>(s: S, x: *const f32, q: *mut i8) -
         let mut to = KScales { lanes: [0; 16], lane_sums: [0; 16], sums: [0; 16], scales: [0; 16], d };
         for (group, largest) in largest.into_iter().enumerate().take(256 / GROUP) {
             // The smallest integer with which the group's largest value still fits (a hair's excess is cut off
-            // below), 1 for a group of zeros and beside NaN.
+            // below); 1 for a group of zeros, and where the largest value is not finite.
             let scale = ((largest / overall * LARGEST as f32).ceil() as i32).clamp(1, LARGEST);
             let step = d * scale as f32;
-            let inverse = s.splat(if step > 0.0 { 1.0 / step } else { 0.0 });
+            let inverse = s.splat(if step >= SMALLEST { 1.0 / step } else { 0.0 });
             for i in (GROUP * group..GROUP * (group + 1)).step_by(16) {
                 let scaled = s.mul(s.load(x.add(i)), inverse);
                 let scaled = s.max(s.min(scaled, s.splat(127.0)), s.splat(-127.0));
@@ -253,8 +274,10 @@ unsafe fn k_block<S: Isa, const GROUP: usize>(s: S, x: *const f32, q: *mut i8) -
     }
 }
 
+/// # Safety
+/// `n` readable bytes.
 #[inline(always)]
 unsafe fn sum_of(q: *const i8, n: usize) -> i32 {
-    // SAFETY: the caller owes `n` readable bytes.
+    // SAFETY: the caller's.
     (0..n).map(|i| i32::from(unsafe { *q.add(i) })).sum()
 }

@@ -149,6 +149,96 @@ fn a_row_alone_equals_the_row_in_a_batch() {
     }
 }
 
+fn bits(row: &[f32]) -> Vec<u32> {
+    row.iter().map(|y| y.to_bits()).collect()
+}
+
+#[test]
+fn what_is_not_finite_makes_its_row_nan_and_no_other() {
+    for dtype in DType::WEIGHTS {
+        // The last block of 32 has no pair.
+        let k = if dtype.block_len() == 32 { 288 } else { 512 };
+        let case = Case { dtype, matrices: 1, m: 20, k };
+        let (bytes, _) = case.weights();
+        for rows in [2, 9] {
+            let clean = numbers(rows * k, 5);
+            each_level(|level| {
+                for precision in [Precision::Default, Precision::F32] {
+                    let product = |x: &[f32]| product_of(level, &case, &bytes, x, rows, precision);
+                    let want = product(&clean);
+                    assert!(want.iter().all(|y| y.is_finite()));
+                    let check = |odd: f32, places: std::ops::Range<usize>| {
+                        let mut x = clean.clone();
+                        x[k..2 * k][places.clone()].fill(odd);
+                        let found = product(&x);
+                        let what =
+                            format!("{dtype}, {level}, {precision:?}, {rows} rows, {odd} at {places:?}");
+                        assert_eq!(bits(&found[..20]), bits(&want[..20]), "{what}");
+                        assert_eq!(bits(&found[40..]), bits(&want[40..]), "{what}");
+                        assert!(found[20..40].iter().all(|y| y.is_nan()), "{what}: {:?}", &found[20..40]);
+                    };
+                    for place in [0, 17, k - 1] {
+                        check(f32::NAN, place..place + 1);
+                    }
+                    check(f32::NAN, 0..k);
+                    // In f32 they make infinite sums.
+                    if dtype.is_quantized() && precision == Precision::Default {
+                        check(f32::INFINITY, 40..41);
+                        check(f32::NEG_INFINITY, 0..k);
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// A scale whose inverse is infinite would make anything of zeros and of what is near them.
+#[test]
+fn values_too_small_for_a_scale_are_zeros() {
+    for dtype in DType::WEIGHTS.into_iter().filter(|dtype| dtype.is_quantized()) {
+        let case = Case { dtype, matrices: 1, m: 20, k: 512 };
+        let (bytes, _) = case.weights();
+        for rows in [1, 8] {
+            let of = |level, x: &[f32]| product_of(level, &case, &bytes, x, rows, Precision::Default);
+            // All of a row, and the groups beside one that is not small.
+            let small: Vec<f32> = numbers(rows * 512, 9).iter().map(|x| x * 1e-38).collect();
+            let (mut beside, mut zeros) = (small.clone(), vec![0.0; rows * 512]);
+            for (i, x) in numbers(32, 4).into_iter().enumerate() {
+                (beside[64 + i], zeros[64 + i]) = (x, x);
+            }
+            each_level(|level| {
+                let found = of(level, &small);
+                assert!(found.iter().all(|y| *y == 0.0), "{dtype}, {level}, {rows} rows: {found:?}");
+                assert_eq!(of(level, &beside), of(level, &zeros), "{dtype}, {level}, {rows} rows");
+            });
+        }
+    }
+}
+
+#[test]
+fn a_product_without_rows_is_no_work() {
+    let weights = vec![0u8; 4 * DType::Q4_K.row_bytes(256) * 8];
+    for precision in [Precision::Default, Precision::F32] {
+        let mut builder =
+            Builder::new("test", Level::Portable, 2, Capacity { rows: 8, outputs: 8, kv_len: 8 });
+        let mut out = vec![0.0; 8 * 4 * 8];
+        let (x, ids) = (vec![0.0f32; 8 * 4 * 256], vec![0i32; 8 * 2]);
+        let w = input(&weights, DType::Q4_K, Shape::fixed(&[4, 8, 256]));
+        let rows = input(&x, DType::F32, Shape::rows(&[256]));
+        let heads = input(&x, DType::F32, Shape::rows(&[4, 256]));
+        let ids = input(&ids, DType::I32, Shape::rows(&[2]));
+        let matrix = input(&weights, DType::Q4_K, Shape::fixed(&[8, 256]));
+        matmul(&matrix, &rows, &output(&mut out, &[8]), precision, &mut builder);
+        head_matmul(&w, &heads, &output(&mut out, &[4, 8]), precision, &mut builder);
+        expert_matmul(&w, &rows, &ids, &output(&mut out, &[2, 8]), precision, &mut builder);
+        let (phases, _memory) = builder.finish();
+        let tasks = |rows| phases.iter().map(move |phase| phase.kernel.tasks(&step(rows)));
+        assert!(tasks(1).all(|tasks| tasks > 0));
+        // Ids are sorted all the same.
+        assert!(tasks(0).sum::<usize>() <= 1, "{precision:?}: {:?}", tasks(0).collect::<Vec<_>>());
+    }
+}
+
 #[test]
 fn integer_products_are_the_same_bits_in_all_fused_instruction_sets() {
     if !(Level::Avx2.is_available() && Level::Avx512.is_available()) {

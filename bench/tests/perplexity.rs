@@ -102,6 +102,59 @@ fn a_text_has_a_perplexity() {
     assert!(error.contains("expected at least 2048 tokens for --ctx 1024"), "{error}");
 }
 
+/// A passage of Jane Austen's Emma (volume III, chapter 18) that the embedded model was not trained on, against what
+/// float64 arithmetic of the unabsorbed form gives for it, the method of the references beside the shared models. No
+/// choice of experts is nearer to a tie than 5e-4, so that rounding to f32 flips none.
+#[test]
+fn the_embedded_model_predicts_emma_as_float64_does() {
+    const NLL: f64 = 3.409_600_256_17;
+    let text = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/emma.txt");
+    let measure = |more: &[&str]| {
+        let model = austen();
+        let arguments = ["--model", &model, "--text", text, "--ctx", "256", "--json"];
+        run(PERPLEXITY, &[&arguments[..], more].concat()).json()
+    };
+    let exact = measure(&["--activations", "f32", "--cache-type", "f32"]);
+    let nll = exact["nll"].as_f64().unwrap();
+    assert!((nll - NLL).abs() < 1e-7, "expected {NLL}, found {exact}");
+    assert_eq!(
+        (&exact["chunks"], &exact["tokens"], &exact["scored_tokens"]),
+        (&json!(4), &json!(1144), &json!(508))
+    );
+
+    let default = measure(&[]);
+    let deviation = default["perplexity"].as_f64().unwrap() / NLL.exp() - 1.0;
+    assert!(deviation.abs() < 0.005, "{deviation}: {default}");
+    assert_eq!(measure(&["--batch", "77", "--threads", "1"]), default);
+}
+
+/// What llama.cpp gives for a format: a row of the table in the README.md beside the models.
+fn llama_perplexity(readme: &str, format: &str) -> f64 {
+    let (_, table) = readme.split_once("## Perplexity of the held-out text, ctx 256").unwrap();
+    let rows = table.lines().map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+    let row =
+        rows.into_iter().find(|cells| cells.get(1).is_some_and(|name| name.eq_ignore_ascii_case(format)));
+    row.unwrap_or_else(|| panic!("no row for {format}"))[3].parse().unwrap()
+}
+
+#[test]
+fn perplexity_is_that_of_llama_cpp() {
+    let Some(models) = shared_models() else { return };
+    let readme = fs::read_to_string(models.join("README.md")).unwrap();
+    let text = models.join("austen-heldout.txt");
+    for format in ["f16", "q8_0", "q5_1", "q4_k_m", "q2_k", "iq4_xs"] {
+        let model = models.join(format!("austen-{format}.gguf"));
+        let [model, text] = [&model, &text].map(|path| path.to_str().unwrap());
+        let json = run(PERPLEXITY, &["--model", model, "--text", text, "--ctx", "256", "--json"]).json();
+        let (found, expected) = (json["perplexity"].as_f64().unwrap(), llama_perplexity(&readme, format));
+        let deviation = found / expected - 1.0;
+        println!("{format}: {found:.4}, llama.cpp {expected:.4}: {:+.3} %", 100.0 * deviation);
+        let bound = if format == "f16" { 0.001 } else { 0.005 };
+        assert!(deviation.abs() < bound, "{format}: {json}, llama.cpp {expected}");
+        assert_eq!(json["chunks"], json!(47), "{format}");
+    }
+}
+
 #[test]
 fn exact_arithmetic_gives_the_float64_references() {
     let Some(models) = shared_models() else { return };

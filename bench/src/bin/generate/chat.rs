@@ -2,17 +2,24 @@
 
 use bench::cli::{Failure, Rate};
 use model_deepseek::{
-    Engine, Error, Model, Sampler, Session, SessionError,
+    Engine, Error, Model, Sampler, Session, SessionError, Stop,
     chat::{ChatTemplate, Message},
     tokenizer::{Special, Tokenizer},
 };
 use rustyline::{DefaultEditor, error::ReadlineError};
 use std::{
-    io::{self, BufRead, IsTerminal, Write},
+    io::{self, BufRead, IsTerminal, StdinLock, Write},
     ops::ControlFlow,
-    sync::{Arc, atomic::Ordering},
+    process, slice,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
+
+/// What a program ends with that Ctrl-C ends: 128 and the signal's number, as shells have it.
+const INTERRUPTED: i32 = 130;
 
 /// Talks until the user has nothing more to say.
 pub fn converse(engine: &Engine, sampler: Sampler, predict: usize) -> Result<(), Failure> {
@@ -25,16 +32,37 @@ pub fn converse(engine: &Engine, sampler: Sampler, predict: usize) -> Result<(),
     })?;
     let session = engine.session()?;
     let cancel = session.cancel_flag();
-    // At the prompt the editor sees Ctrl-C as a key; here it is a signal.
-    ctrlc::set_handler(move || cancel.store(true, Ordering::Relaxed))?;
-    let mut conversation =
-        Conversation { tokenizer, template, messages: Vec::new(), session, sampler, predict };
+    let answering = Arc::new(AtomicBool::new(false));
     let mut lines = Lines::new()?;
+    let mut conversation = Conversation {
+        tokenizer,
+        template,
+        messages: Vec::new(),
+        session,
+        sampler,
+        predict,
+        is_watched: matches!(lines, Lines::Editor(_)),
+    };
+    // At the prompt the editor sees Ctrl-C as a key; everywhere else it is a signal.
+    ctrlc::set_handler({
+        let (cancel, answering) = (Arc::clone(&cancel), Arc::clone(&answering));
+        move || {
+            if answering.load(Ordering::SeqCst) {
+                cancel.store(true, Ordering::SeqCst);
+            } else {
+                process::exit(INTERRUPTED);
+            }
+        }
+    })?;
     while let Some(line) = lines.next()? {
         if line.trim().is_empty() {
             continue;
         }
+        // A Ctrl-C that came too late for the last answer is none of this one's.
+        cancel.store(false, Ordering::SeqCst);
+        answering.store(true, Ordering::SeqCst);
         conversation.answer(line)?;
+        answering.store(false, Ordering::SeqCst);
     }
     Ok(())
 }
@@ -46,27 +74,21 @@ struct Conversation<'m> {
     session: Session,
     sampler: Sampler,
     predict: usize,
+    /// By someone at a terminal, who can try again.
+    is_watched: bool,
 }
 
 impl Conversation<'_> {
     /// Takes a turn of the user's, and writes the model's.
     fn answer(&mut self, line: String) -> Result<(), Failure> {
-        // A Ctrl-C between two answers is none of this one's.
-        self.session.cancel_flag().store(false, Ordering::Relaxed);
         self.messages.push(Message::new("user", line));
-        let text = self.template.render(&self.messages, true, &serde_json::Value::Null)?;
-        let ids = self.tokenizer.with_bos(self.tokenizer.encode(&text, Special::Parse));
+        let Some(ids) = self.prompt()? else { return Ok(()) };
         let start = Instant::now();
         let new = match self.feed(&ids) {
             Ok(new) => new,
             Err(Error::Session(SessionError::Cancelled { .. })) => {
                 self.messages.pop();
                 eprintln!("(stopped)");
-                return Ok(());
-            }
-            Err(Error::Session(full @ SessionError::ContextFull { .. })) => {
-                self.messages.clear();
-                eprintln!("error: {full}: the conversation begins anew (give --ctx more)");
                 return Ok(());
             }
             Err(other) => return Err(other.into()),
@@ -86,9 +108,57 @@ impl Conversation<'_> {
         answer.push_str(&generated.tail);
         writeln!(out, "{}", generated.tail)?;
         let decode = Rate::since(start, generated.tokens.len());
+        match generated.stop {
+            Stop::EndOfGeneration(_) => {}
+            Stop::Limit => {
+                eprintln!("notice: the answer was cut after {} tokens (give --predict more)", self.predict)
+            }
+            Stop::Context => {
+                let context = self.session.engine().context();
+                eprintln!(
+                    "notice: the answer was cut: the context of {context} tokens is full (give --ctx more)"
+                );
+            }
+            Stop::Cancelled => eprintln!("(stopped)"),
+        }
         eprintln!("prefill: {prefill}; decode: {decode}");
         self.messages.push(Message::new("assistant", answer));
         Ok(())
+    }
+
+    /// The conversation as tokens: without what was said before the last message where the context has no room for all
+    /// and a token of the answer. `None` where it has none for that message alone, which then counts as not said.
+    fn prompt(&mut self) -> Result<Option<Vec<u32>>, Failure> {
+        let context = self.session.engine().context();
+        let ids = self.encode(&self.messages)?;
+        if ids.len() < context {
+            return Ok(Some(ids));
+        }
+        let Some(last) = self.messages.pop() else { return Ok(None) };
+        let alone = self.encode(slice::from_ref(&last))?;
+        if alone.len() < context {
+            let all = ids.len();
+            eprintln!(
+                "notice: the conversation has {all} tokens, too many for the context of {context}: only your last \
+                 message is kept (give --ctx more)"
+            );
+            self.messages = vec![last];
+            return Ok(Some(alone));
+        }
+        let (found, least) = (alone.len(), alone.len() + 1);
+        let message = format!(
+            "the message has {found} tokens, too many for the context of {context}: give --ctx {least} or more"
+        );
+        if !self.is_watched {
+            return Err(message.into());
+        }
+        eprintln!("notice: {message}");
+        Ok(None)
+    }
+
+    fn encode(&self, messages: &[Message]) -> Result<Vec<u32>, Failure> {
+        let text = self.template.render(messages, true, &serde_json::Value::Null)?;
+        Ok(self.tokenizer.with_bos(self.tokenizer.encode(&text, Special::Parse)))
     }
 
     /// Feeds what differs from what was fed before; how many tokens that were.
@@ -106,13 +176,14 @@ impl Conversation<'_> {
 /// What the user says: with an editor at a terminal, else line by line.
 enum Lines {
     Editor(Box<DefaultEditor>),
-    Plain(io::Lines<io::StdinLock<'static>>),
+    /// And how many there were.
+    Plain(StdinLock<'static>, usize),
 }
 
 impl Lines {
     fn new() -> Result<Self, Failure> {
         if !io::stdin().is_terminal() {
-            return Ok(Lines::Plain(io::stdin().lock().lines()));
+            return Ok(Lines::Plain(io::stdin().lock(), 0));
         }
         eprintln!("Ctrl-C stops an answer, Ctrl-D ends the conversation.");
         Ok(Lines::Editor(Box::new(DefaultEditor::new()?)))
@@ -120,21 +191,46 @@ impl Lines {
 
     /// The next line; `None` at the end.
     fn next(&mut self) -> Result<Option<String>, Failure> {
-        let editor = match self {
-            Lines::Plain(lines) => return Ok(lines.next().transpose()?),
-            Lines::Editor(editor) => editor,
-        };
-        loop {
-            match editor.readline("> ") {
-                Ok(line) => {
-                    editor.add_history_entry(&line)?;
-                    return Ok(Some(line));
-                }
-                // Ctrl-C drops the line that was begun.
-                Err(ReadlineError::Interrupted) => {}
-                Err(ReadlineError::Eof) => return Ok(None),
-                Err(other) => return Err(other.into()),
+        match self {
+            Lines::Plain(input, count) => {
+                *count += 1;
+                plain_line(input, *count)
             }
+            Lines::Editor(editor) => edited_line(editor),
+        }
+    }
+}
+
+/// The next line of a pipe or file. What is not UTF-8 in it is replaced: a stray byte does not end a conversation.
+fn plain_line(input: &mut impl BufRead, number: usize) -> Result<Option<String>, Failure> {
+    let mut bytes = Vec::new();
+    if input.read_until(b'\n', &mut bytes)? == 0 {
+        return Ok(None);
+    }
+    let line = String::from_utf8(bytes).unwrap_or_else(|error| {
+        eprintln!("notice: line {number} is not UTF-8: what is wrong in it is read as U+FFFD");
+        String::from_utf8_lossy(error.as_bytes()).into_owned()
+    });
+    let line = line.strip_suffix('\n').map_or(&*line, |line| line.strip_suffix('\r').unwrap_or(line));
+    Ok(Some(line.to_owned()))
+}
+
+/// The next line from a terminal. Ctrl-C drops the line that was begun, and twice in a row ends the program.
+fn edited_line(editor: &mut DefaultEditor) -> Result<Option<String>, Failure> {
+    let mut was_dropped = false;
+    loop {
+        match editor.readline("> ") {
+            Ok(line) => {
+                editor.add_history_entry(&line)?;
+                return Ok(Some(line));
+            }
+            Err(ReadlineError::Interrupted) if was_dropped => process::exit(INTERRUPTED),
+            Err(ReadlineError::Interrupted) => {
+                was_dropped = true;
+                eprintln!("(Ctrl-C again ends the program)");
+            }
+            Err(ReadlineError::Eof) => return Ok(None),
+            Err(other) => return Err(other.into()),
         }
     }
 }

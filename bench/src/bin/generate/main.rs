@@ -50,7 +50,8 @@ struct Options {
     /// Tell the whole plan: every node with its reason, and what crosses
     #[arg(long)]
     verbose: bool,
-    /// Have a conversation, with the model's own chat template; Ctrl-C stops an answer, Ctrl-D ends the program
+    /// Have a conversation, with the model's own chat template; Ctrl-C stops an answer and, between answers, the
+    /// program; Ctrl-D ends it
     #[arg(long, conflicts_with_all = ["prompt", "prompt_file", "json"])]
     chat: bool,
     /// Print one JSON object: `text`, `tokens`, `prefill_tok_s`, `decode_tok_s`

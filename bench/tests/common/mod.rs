@@ -48,7 +48,7 @@ pub fn run(program: &str, arguments: &[&str]) -> Said {
 }
 
 /// Runs a program with this on its standard input.
-pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Said {
+pub fn run_with(program: &str, arguments: &[&str], input: impl AsRef<[u8]>) -> Said {
     let mut child = Command::new(program)
         .args(arguments)
         .env_remove("FATHOM_ISA")
@@ -58,7 +58,7 @@ pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Said {
         .spawn()
         .unwrap();
     // Small enough for a pipe; a program that ended already does not read it.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let _ = child.stdin.take().unwrap().write_all(input.as_ref());
     let output = child.wait_with_output().unwrap();
     Said {
         code: output.status.code(),

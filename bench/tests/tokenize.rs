@@ -102,7 +102,7 @@ fn every_error_names_its_line_once() {
     let model = austen();
     let lines = |more: &[&str], good: &str, bad: &str, expected: &str| {
         let arguments = [&["--model", &model, "--jsonl"], more].concat();
-        let said = run_with(TOKENIZE, &arguments, &format!("{good}\n{bad}\n{good}\n"));
+        let said = run_with(TOKENIZE, &arguments, format!("{good}\n{bad}\n{good}\n"));
         assert_eq!((said.code, said.out.lines().count()), (Some(1), 1), "{said:?}");
         assert!(said.err.contains(&format!("error: standard input, line 2: {expected}")), "{said:?}");
         assert_eq!(said.err.matches("line ").count(), 1, "{said:?}");

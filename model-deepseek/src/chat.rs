@@ -26,7 +26,7 @@ use minijinja::{
 use serde::{Deserialize, Serialize};
 use std::{
     error::Error as _,
-    fmt,
+    fmt, thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 use thiserror::Error as ThisError;
@@ -37,6 +37,12 @@ use thiserror::Error as ThisError;
 fn fuel(messages: usize, bytes: usize) -> u64 {
     20_000 + 1_000 * messages as u64 + bytes as u64 / 8
 }
+
+/// Bytes of a template; published ones have up to 20,000.
+const LONGEST_SOURCE: usize = 128 << 10;
+
+/// Bytes of address space; memory is taken as far as it is used.
+const STACK: usize = 512 << 20;
 
 /// One turn of a conversation. It serialises to, and from, the objects that chat APIs use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,7 +147,14 @@ impl ChatTemplate {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             python::strftime(format, now.as_secs())
         });
-        environment.add_template_owned(NAME, source.to_owned())?;
+        if source.len() > LONGEST_SOURCE {
+            let message = format!("expected at most {LONGEST_SOURCE} bytes, found {}", source.len());
+            return Err(ChatError::Template { message, line: None });
+        }
+        let environment = aside(move || {
+            environment.add_template_owned(NAME, source.to_owned())?;
+            Ok(environment)
+        })?;
         Ok(ChatTemplate { environment, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
@@ -184,8 +197,20 @@ impl ChatTemplate {
         let bytes = variables.values().map(|value| value.to_string().len()).sum();
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel(messages.len(), bytes)));
-        Ok(environment.get_template(NAME)?.render(Serde(variables))?)
+        aside(|| Ok(environment.get_template(NAME)?.render(Serde(variables))?))
     }
+}
+
+/// Does what a template wants on a thread of its own, whose stack holds the deepest nesting that
+/// [`LONGEST_SOURCE`] bytes can express, and where a panic of the template engine ends in an error.
+fn aside<T: Send>(work: impl FnOnce() -> Result<T, ChatError> + Send) -> Result<T, ChatError> {
+    let failed = |message: String| ChatError::Template { message, line: None };
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("chat template".to_owned()).stack_size(STACK);
+        let thread = thread.spawn_scoped(scope, work);
+        let thread = thread.map_err(|error| failed(format!("no thread to render it: {error}")))?;
+        thread.join().unwrap_or_else(|_| Err(failed("the template engine gave up on it".to_owned())))
+    })
 }
 
 /// No file extension: nothing is escaped for HTML.

@@ -109,6 +109,19 @@ fn errors_say_what_is_wrong() {
         let message = render(source, Value::Null).unwrap_err().to_string();
         assert!(message.contains(expected), "{source}: {message}");
     }
+    // What the template engine itself does not survive on a thread of usual size, or at all.
+    let longest = format!("{{{{ {}1 }}}}", "1 + ".repeat(30_000));
+    assert_eq!(render(&longest, Value::Null).unwrap(), "30001");
+    let too_long = format!("{{# {} #}}", "x".repeat(128 << 10));
+    let doubled = "{% set ns = namespace(x='12345678') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
+    for (source, expected) in [
+        ("{{ '{:.1000000000f}'.format(1) }}", "chat template: the template engine gave up on it"),
+        (too_long.as_str(), "chat template: expected at most 131072 bytes, found 131"),
+        (doubled, "fuel"),
+    ] {
+        let message = render(source, Value::Null).unwrap_err().to_string();
+        assert!(message.contains(expected), "{source}: {message}");
+    }
     let message = render("", json!([1])).unwrap_err().to_string();
     assert_eq!(message, "chat template variables: expected a JSON object or null, found [1]");
 }

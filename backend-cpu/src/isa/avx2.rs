@@ -293,12 +293,6 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch(self, p: *const u8) {
-        // SAFETY: a hint: any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-
-    #[inline(always)]
     unsafe fn store_bytes(self, p: *mut u8, x: I) {
         unsafe { self.store_i32(p.cast(), x) }
     }

@@ -209,12 +209,6 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn prefetch(self, p: *const u8) {
-        // SAFETY: a hint: any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-
-    #[inline(always)]
     unsafe fn store_bytes(self, p: *mut u8, x: __m512i) {
         unsafe { _mm512_storeu_si512(p.cast(), x) }
     }

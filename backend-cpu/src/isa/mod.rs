@@ -106,8 +106,6 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn splat_u8(self, x: u8) -> Self::B;
     unsafe fn load_bytes(self, p: *const u8) -> Self::B;
     unsafe fn store_bytes(self, p: *mut u8, x: Self::B);
-    /// Asks for the cache line of an address, which need not be readable.
-    fn prefetch(self, p: *const u8);
     /// 32 bytes at `low`, then 32 bytes at `high`.
     unsafe fn load_halves(self, low: *const u8, high: *const u8) -> Self::B;
     /// 16 bytes at each of four places.

@@ -209,9 +209,6 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn prefetch(self, _: *const u8) {}
-
-    #[inline(always)]
     unsafe fn store_bytes(self, p: *mut u8, x: B) {
         // SAFETY: the caller owes 64 writable bytes.
         unsafe { p.cast::<B>().write_unaligned(x) }

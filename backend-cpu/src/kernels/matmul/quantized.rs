@@ -69,9 +69,6 @@ impl Rows {
 /// cache.
 const PIECE: usize = 8;
 
-/// How far ahead of what they read [`Dot::few`] asks for weights, in bytes.
-const AHEAD: usize = 4 << 10;
-
 /// The f16 scales of a block, of each row: `d`, and that of minima.
 type Scales = [[u16; LANES]; 2];
 
@@ -132,8 +129,6 @@ pub(crate) trait Dot: Send + Sync {
 
     /// Blocks that are summed together in `few`: a quad of vectors.
     const QUAD: usize;
-    /// Bytes of these.
-    const QUAD_BYTES: usize;
 
     /// Row `row` of a quad of blocks from `first` on, of which `left` are there: [`Isa::sum_quads`] of four vectors of
     /// products. Keeps the blocks' scales.
@@ -183,10 +178,6 @@ pub(crate) trait Dot: Send + Sync {
                 for row in 0..LANES {
                     for quad in 0..quads {
                         let (first, left) = part(quad);
-                        let ahead = rows.0[row].wrapping_add(first / Self::QUAD * Self::QUAD_BYTES + AHEAD);
-                        for line in 0..Self::QUAD_BYTES.div_ceil(64) {
-                            s.prefetch(ahead.wrapping_add(64 * line));
-                        }
                         let scales = &mut sums.scales[quad * Self::QUAD..][..Self::QUAD];
                         let quad_sums = Self::quad(s, rows, row, a, first, left, scales);
                         s.store_i32(sums.quads[quad][row].as_mut_ptr(), quad_sums);
@@ -301,7 +292,6 @@ impl<B: KBlock> Dot for OfK<B> {
     }
 
     const QUAD: usize = 4;
-    const QUAD_BYTES: usize = 4 * size_of::<B>();
 
     #[inline(always)]
     unsafe fn quad<S: Isa>(
@@ -439,7 +429,6 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
     }
 
     const QUAD: usize = 8;
-    const QUAD_BYTES: usize = 8 * size_of::<B>();
 
     #[inline(always)]
     unsafe fn quad<S: Isa>(

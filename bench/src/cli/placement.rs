@@ -17,8 +17,8 @@ pub struct PlacementArgs {
     /// the host. A constraint for --fit. Also LLAMA_ARG_N_GPU_LAYERS [short: -ngl] [default: all that fit]
     #[arg(long, value_name = "N|all", allow_hyphen_values = true)]
     pub n_gpu_layers: Option<LayerCount>,
-    /// Tensors on a device: those in whose GGUF name the regular expression is found (repeatable; the first that
-    /// matches counts; one that matches nothing is an error). Unlike in llama.cpp, the weights beside a cache
+    /// Tensors on a device: those in whose GGUF name the regular expression is found (repeatable, or with commas
+    /// between; the first that matches counts; one that matches nothing is an error). Unlike in llama.cpp, the weights beside a cache
     /// (attn_k_b, attn_v_b) move no other node with them. Also LLAMA_ARG_OVERRIDE_TENSOR [short: -ot]
     #[arg(long, value_name = "REGEX=DEVICE", allow_hyphen_values = true)]
     pub override_tensor: Vec<OverrideArg>,
@@ -60,9 +60,9 @@ pub struct PlacementArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerCount(GpuLayers);
 
-/// `REGEX=DEVICE`.
+/// `REGEX=DEVICE`, or several with commas between.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OverrideArg(Override);
+pub struct OverrideArg(Vec<Override>);
 
 /// `DEVICE=RANGE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,13 +115,26 @@ impl FromStr for OverrideArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (pattern, device) =
-            text.rsplit_once('=').ok_or("expected REGEX=DEVICE, such as `ffn_.*_exps=cpu`")?;
         let part = |part: &str, what| match part.is_empty() {
             false => Ok(part.to_owned()),
             true => Err(format!("expected REGEX=DEVICE, found no {what}")),
         };
-        Ok(OverrideArg(Override { pattern: part(pattern, "REGEX")?, device: part(device, "DEVICE")? }))
+        // A comma ends an entry only after its device: patterns may have commas too.
+        let mut overrides = Vec::new();
+        let mut entry = String::new();
+        for piece in text.split_inclusive(',') {
+            entry.push_str(piece);
+            let whole = entry.strip_suffix(',').unwrap_or(&entry);
+            if let Some((pattern, device)) = whole.rsplit_once('=') {
+                overrides
+                    .push(Override { pattern: part(pattern, "REGEX")?, device: part(device, "DEVICE")? });
+                entry.clear();
+            }
+        }
+        if !entry.is_empty() || overrides.is_empty() {
+            return Err(format!("expected REGEX=DEVICE, such as `ffn_.*_exps=cpu`, found `{entry}`"));
+        }
+        Ok(OverrideArg(overrides))
     }
 }
 
@@ -219,7 +232,7 @@ impl PlacementArgs {
         }
         PlacementOptions {
             gpu_layers: args.n_gpu_layers.map(|LayerCount(layers)| layers),
-            overrides: args.override_tensor.into_iter().map(|OverrideArg(entry)| entry).collect(),
+            overrides: args.override_tensor.into_iter().flat_map(|OverrideArg(entries)| entries).collect(),
             cpu_moe: args.cpu_moe,
             cpu_moe_layers: args.n_cpu_moe.unwrap_or(0),
             cpu_ffn_layers: args.n_cpu_ffn.unwrap_or(0),
@@ -322,6 +335,7 @@ mod tests {
             ("-ot exps", "REGEX=DEVICE"),
             ("-ot =cpu", "found no REGEX"),
             ("-ot exps=", "found no DEVICE"),
+            ("-ot a=cpu,b", "found `b`"),
             ("--kv-layers-on cpu", "DEVICE=FIRST-LAST"),
             ("--kv-layers-on cpu=3-2", "DEVICE=FIRST-LAST"),
             ("--kv-layers-on cpu=a", "DEVICE=FIRST-LAST"),
@@ -342,7 +356,7 @@ mod tests {
         let variables = |name: &str| {
             let value = match name {
                 "LLAMA_ARG_N_GPU_LAYERS" => "all",
-                "LLAMA_ARG_OVERRIDE_TENSOR" => "exps=cpu",
+                "LLAMA_ARG_OVERRIDE_TENSOR" => r"blk\.\d{1,2}\.x=CPU,exps=cpu",
                 "LLAMA_ARG_N_CPU_MOE" => "5",
                 "LLAMA_ARG_CPU_MOE" | "LLAMA_ARG_NO_KV_OFFLOAD" => "",
                 _ => return None,
@@ -354,9 +368,14 @@ mod tests {
         let args = parse("-ngl 2 -ot norm=gpu").expect("a line").over(&environment);
         assert_eq!(args.n_gpu_layers, Some(LayerCount(GpuLayers::Last(2))));
         assert_eq!(args.n_cpu_moe, Some(5));
-        let devices: Vec<&str> =
-            args.override_tensor.iter().map(|OverrideArg(entry)| entry.device.as_str()).collect();
-        assert_eq!(devices, ["gpu", "cpu"], "what was typed comes first");
+        let said = args.resolve(|| Rates { bus: 1.0, memory: vec![] });
+        let entries: Vec<(&str, &str)> =
+            said.overrides.iter().map(|entry| (entry.pattern.as_str(), entry.device.as_str())).collect();
+        assert_eq!(
+            entries,
+            [("norm", "gpu"), (r"blk\.\d{1,2}\.x", "CPU"), ("exps", "cpu")],
+            "what was typed comes first"
+        );
         let bad = |name: &str| (name == "LLAMA_ARG_N_GPU_LAYERS").then(|| OsString::from("many"));
         let error = PlacementArgs::from_variables(bad).expect_err("no number").to_string();
         assert!(error.contains("LLAMA_ARG_N_GPU_LAYERS") && error.contains("`many`"), "{error}");

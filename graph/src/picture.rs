@@ -168,7 +168,7 @@ fn words(plan: &Plan, node: NodeIndex) -> (&'static str, &'static str) {
         Reason::RegionOf(_) => ("region", "belongs to the cache that lives here"),
         Reason::Pinned(storage) => match plan.graph().storages()[storage].kind {
             StorageKind::State => ("region", "writes the cache that lives here"),
-            _ => ("user", "reads a weight that the user put here"),
+            _ => ("user", "reads a weight that was placed here"),
         },
         Reason::FollowsWeight(_) => ("weight", "reads a weight that is loaded here"),
         Reason::ExpandedDown(_) | Reason::ExpandedUp(_) => ("near", "beside its neighbours"),

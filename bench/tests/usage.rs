@@ -4,10 +4,11 @@ mod common;
 use common::{austen, run};
 use std::fs;
 
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("generate", env!("CARGO_BIN_EXE_generate")),
     ("perplexity", env!("CARGO_BIN_EXE_perplexity")),
     ("throughput", env!("CARGO_BIN_EXE_throughput")),
+    ("placement", env!("CARGO_BIN_EXE_placement")),
     ("tokenize", env!("CARGO_BIN_EXE_tokenize")),
     ("synth", env!("CARGO_BIN_EXE_synth")),
 ];
@@ -16,15 +17,19 @@ const PROGRAMS: [(&str, &str); 5] = [
 fn help_names_every_option_of_the_program() {
     let options = [
         "--model --prompt --prompt-file --predict --ctx --threads --temperature --top-k --top-p --min-p \
-         --repeat-penalty --seed --cache-type --chat --json --device",
-        "--model --text --ctx --reference --activations --cache-type --threads --batch --json --device",
-        "--model --prefill --decode --depth --repeat --threads --format --device",
+         --repeat-penalty --seed --cache-type --chat --json --verbose",
+        "--model --text --ctx --reference --activations --cache-type --threads --batch --json",
+        "--model --prefill --decode --depth --repeat --threads --format --verbose",
+        "--model --tokens --kv-len --ctx --format --compare",
         "--model --text --file --jsonl --special --decode --bos --json",
         "--shape --layers --format --out --header-only --seed",
     ];
-    for ((name, program), options) in PROGRAMS.into_iter().zip(options) {
+    let placement = "--device --n-gpu-layers --override-tensor --cpu-moe --n-cpu-moe --n-cpu-ffn --no-kv-offload \
+                     --kv-layers-on --absorb --strict --ownership-check --fit -ngl -ot -cmoe -ncmoe -nkvo";
+    for (index, ((name, program), options)) in PROGRAMS.into_iter().zip(options).enumerate() {
         let help = run(program, &["--help"]).ok();
-        for option in options.split_whitespace() {
+        let placement = if index < 4 { placement } else { "" };
+        for option in options.split_whitespace().chain(placement.split_whitespace()) {
             assert!(help.contains(option), "{name} --help does not mention {option}");
         }
     }
@@ -46,7 +51,7 @@ fn a_model_that_cannot_be_opened_is_named() {
     let text = folder.path().join("text.gguf");
     fs::write(&text, "It is a truth universally acknowledged").unwrap();
     let text = text.to_str().unwrap();
-    for (name, program) in &PROGRAMS[..4] {
+    for (name, program) in &PROGRAMS[..5] {
         let more: &[&str] = match *name {
             "perplexity" | "tokenize" => &["--text", text],
             _ => &[],
@@ -61,7 +66,7 @@ fn a_model_that_cannot_be_opened_is_named() {
 #[test]
 fn a_device_that_does_not_exist_is_named() {
     let model = austen();
-    for (name, program) in &PROGRAMS[..3] {
+    for (name, program) in &PROGRAMS[..4] {
         let more: &[&str] = if *name == "perplexity" { &["--text", &model] } else { &[] };
         let arguments = [&["--model", &model, "--device", "gpu7"], more].concat();
         let said = run(program, &arguments);
@@ -114,7 +119,7 @@ fn one_file_of_a_directory_is_told_to_give_the_directory() {
         let file = folder.path().join(name);
         fs::write(&file, "{}").unwrap();
         let file = file.to_str().unwrap();
-        for (name, program) in &PROGRAMS[..4] {
+        for (name, program) in &PROGRAMS[..5] {
             let more: &[&str] = match *name {
                 "perplexity" | "tokenize" => &["--text", file],
                 _ => &[],

@@ -32,11 +32,11 @@ struct Options {
     ctx: usize,
     #[command(flatten)]
     run: RunOptions,
-    #[command(flatten)]
-    devices: DeviceOptions,
     /// Print one JSON object (--reference always does)
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    devices: DeviceOptions,
 }
 
 #[derive(Args)]

@@ -38,14 +38,14 @@ struct Options {
     repeat: u32,
     #[command(flatten)]
     run: RunOptions,
-    #[command(flatten)]
-    devices: DeviceOptions,
     /// Tell the whole plan: every node with its reason, and what crosses
     #[arg(long)]
     verbose: bool,
     /// What to print
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     format: Format,
+    #[command(flatten)]
+    devices: DeviceOptions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

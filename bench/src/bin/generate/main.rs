@@ -45,8 +45,6 @@ struct Options {
     sampling: SamplingOptions,
     #[command(flatten)]
     run: RunOptions,
-    #[command(flatten)]
-    devices: DeviceOptions,
     /// Tell the whole plan: every node with its reason, and what crosses
     #[arg(long)]
     verbose: bool,
@@ -57,6 +55,8 @@ struct Options {
     /// Print one JSON object: `text`, `tokens`, `prefill_tok_s`, `decode_tok_s`
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    devices: DeviceOptions,
 }
 
 fn main() -> ExitCode {

@@ -7,7 +7,7 @@ use bench::synth::{file::SynthFile, shapes::ModelShape, types::FileFormat};
 use clap::ValueEnum;
 use criterion::{Criterion, criterion_group, criterion_main};
 use graph::{Devices, Placement};
-use model_deepseek::{CacheType, Model, Options, Plans};
+use model_deepseek::{CacheType, Model, Options, PlacementOptions, Plans};
 use std::{hint::black_box, sync::Arc};
 
 fn planning(criterion: &mut Criterion) {
@@ -26,6 +26,11 @@ fn planning(criterion: &mut Criterion) {
     });
     group.bench_function("two plans, one device", |bencher| {
         bencher.iter(|| Plans::new(&model, &host, &Placement::default(), &Options::default()).unwrap());
+    });
+    let both = Devices::new(vec![null("gpu"), null("cpu")]);
+    let apart = PlacementOptions { cpu_moe: true, host_caches: true, ..PlacementOptions::default() };
+    group.bench_function("graph and two plans, experts and caches apart", |bencher| {
+        bencher.iter(|| apart.place(&model, &both, &Options::default()).unwrap());
     });
     group.finish();
 }

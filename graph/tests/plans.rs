@@ -7,7 +7,7 @@ mod model;
 use backend_api::{Capacity, Device, NullDevice, OpKind};
 use graph::{Devices, Graph, Placement, Plan, PlanError, Reason, StorageKind, picture, report, validate};
 use model::{SMALL, V3};
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc};
 
 fn devices(names: &[&str]) -> Devices {
     Devices::new(
@@ -259,20 +259,6 @@ fn arenas_are_tight() {
             assert!(arena <= fullest * 5 / 4, "device {device}: {arena} for {fullest}");
         }
     }
-}
-
-#[test]
-fn a_61_layer_plan_is_quick() {
-    let start = Instant::now();
-    let graph = model::build(&V3).expect("a graph");
-    let built = start.elapsed();
-    let placement = Placement { states: states(&graph, 1), ..Placement::all_on(0, V3.layers + 1) };
-    let devices = devices(&["gpu", "cpu"]);
-    let start = Instant::now();
-    let plan = Plan::new(&graph, &placement, &devices, capacity(512)).expect("a plan");
-    let planned = start.elapsed();
-    println!("{} nodes: built in {built:?}, planned in {planned:?}", plan.order.len());
-    assert!((built + planned).as_millis() < 250, "built in {built:?}, planned in {planned:?}");
 }
 
 /// The picture of a plan says each thing once, whatever the number of layers.

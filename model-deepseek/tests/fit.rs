@@ -244,6 +244,33 @@ fn several_accelerators_share_in_proportion() {
 }
 
 #[test]
+fn another_accelerator_never_moves_more_to_the_host() {
+    let model = open(&embedded());
+    let on_host = |budgets: &[(String, u64)]| {
+        let mut all: Vec<Arc<dyn Device>> = Vec::new();
+        for (name, _) in budgets {
+            all.push(Arc::new(NullDevice::new(name, 8 << 30)));
+        }
+        all.push(Arc::new(NullDevice::new("cpu", 8 << 30)));
+        let devices = Devices::new(all);
+        let fit = Fit { on: true, budgets: budgets.to_vec() };
+        let said = PlacementOptions { fit, ..PlacementOptions::default() };
+        let placed = said.place(&model, &devices, &options()).unwrap();
+        let layers = &placed.plans.decode.placement().layers;
+        layers.iter().filter(|device| **device == devices.host()).count()
+    };
+    for first in (1..12).map(|n| n * 300_000) {
+        let alone = vec![("a".to_owned(), first)];
+        let without = on_host(&alone);
+        for more in [0, 1, 100_000, 500_000, 3_000_000] {
+            let both = [alone.clone(), vec![("b".to_owned(), more)]].concat();
+            let with = on_host(&both);
+            assert!(with <= without, "{both:?}: {with} layers on the host, without b {without}");
+        }
+    }
+}
+
+#[test]
 fn mistakes_name_the_option() {
     let model = open(&embedded());
     let (devices, _) = counted();

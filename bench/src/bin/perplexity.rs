@@ -21,7 +21,7 @@ use std::{
 
 /// Perplexity of a text as llama-perplexity measures it, or the distance from reference logits.
 #[derive(Parser)]
-#[command(name = "perplexity", version)]
+#[command(name = "perplexity", version, args_override_self = true)]
 struct Options {
     #[command(flatten)]
     model: ModelOption,

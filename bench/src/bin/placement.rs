@@ -17,7 +17,7 @@ use std::{
 /// Show what runs where and why, what crosses between devices, and what memory that takes. Reads a model's header
 /// only, and no device need be there: name a hypothetical one with --device null:gpu:24GiB.
 #[derive(Parser)]
-#[command(name = "placement", version)]
+#[command(name = "placement", version, args_override_self = true)]
 struct Options {
     #[command(flatten)]
     model: ModelOption,

@@ -20,7 +20,7 @@ use std::{
 /// tokens, as llama-bench does; and compare it with rates measured in the same run: of reading memory, which
 /// bounds decode, and of 8-bit multiply-accumulates, which bound prefill.
 #[derive(Parser)]
-#[command(name = "throughput", version)]
+#[command(name = "throughput", version, args_override_self = true)]
 struct Options {
     #[command(flatten)]
     model: ModelOption,

@@ -29,7 +29,7 @@ struct Options {
     #[command(flatten)]
     input: Input,
     /// Parse control tokens that are written out in the text, such as `<｜User｜>`
-    #[arg(long, conflicts_with = "decode")]
+    #[arg(long)]
     special: bool,
     /// Put the token that begins a text in front
     #[arg(long, conflicts_with = "decode")]
@@ -37,8 +37,8 @@ struct Options {
     /// The other way round: the input is ids (a JSON array, or numbers apart), the output text
     #[arg(long)]
     decode: bool,
-    /// Print one JSON object: `ids` and `pieces`, or with --decode `text`
-    #[arg(long, conflicts_with = "jsonl")]
+    /// Print one JSON object: `ids` and `pieces`, or with --decode `text` (--jsonl prints JSON always)
+    #[arg(long)]
     json: bool,
 }
 

@@ -111,12 +111,18 @@ impl FromStr for DeviceName {
 fn null(rest: &str) -> Result<DeviceName, String> {
     let mut parts = rest.split(':');
     let name = parts.next().unwrap_or_default();
-    let reserved = DeviceName::from_str(name).is_ok();
-    if name.is_empty() || name.contains(['=', ',']) || reserved {
-        return Err(format!("expected a name that no other device has, without `=` and `,`, found `{name}`"));
+    // Names are found in any case.
+    let reserved = DeviceName::from_str(&name.to_ascii_lowercase()).is_ok();
+    if name.is_empty() || name.contains(['=', ',', '#']) || reserved {
+        return Err(format!(
+            "expected a name that no other device has, without `=`, `,` and `#`, found `{name}`"
+        ));
     }
     let memory = parts.next().ok_or("expected null:NAME:SIZE, such as null:gpu:24GiB")?;
-    let memory = size(memory)?;
+    let memory = match size(memory)? {
+        0 => return Err("expected a device with memory, found 0 bytes".to_owned()),
+        memory => memory,
+    };
     let mut rate = || match parts.next() {
         None | Some("") => Ok(None),
         Some(text) => match text.parse::<f64>() {
@@ -273,6 +279,8 @@ mod tests {
             ("null:gpu", "null:NAME:SIZE"),
             ("null::1GiB", "expected a name"),
             ("null:cpu:1GiB", "expected a name"),
+            ("null:CPU:1GiB", "expected a name"),
+            ("null:gpu:0", "found 0 bytes"),
             ("null:a=b:1GiB", "expected a name"),
             ("null:gpu:much", "expected a size"),
             ("null:gpu:-1GiB", "expected a size"),

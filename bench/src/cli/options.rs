@@ -6,10 +6,9 @@ use model_deepseek::{CacheType, Options, sampling::Sampling};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Format of the KV cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CacheChoice {
     /// Two bytes a value
-    #[default]
     F16,
     /// Four bytes a value: nothing is rounded
     F32,
@@ -50,9 +49,9 @@ impl From<Activations> for Precision {
 /// How to run the model.
 #[derive(Args, Clone, Debug)]
 pub struct RunOptions {
-    /// Format of the KV cache
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    pub cache_type: CacheChoice,
+    /// Format of the KV cache [default: f16; with --activations f32: f32]
+    #[arg(long, value_name = "TYPE")]
+    pub cache_type: Option<CacheChoice>,
     /// Activations beside quantised weights
     #[arg(long, value_name = "TYPE", default_value = "q8")]
     pub activations: Activations,
@@ -64,10 +63,14 @@ pub struct RunOptions {
 impl RunOptions {
     /// For a context of so many tokens; `None`: what suits the model.
     pub fn resolve(&self, context: Option<usize>) -> Options {
+        let suitable = match self.activations {
+            Activations::Q8 => CacheChoice::F16,
+            Activations::F32 => CacheChoice::F32,
+        };
         Options {
             context,
             batch: self.batch,
-            cache: self.cache_type.into(),
+            cache: self.cache_type.unwrap_or(suitable).into(),
             precision: self.activations.into(),
             ..Options::default()
         }

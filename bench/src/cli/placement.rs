@@ -207,7 +207,9 @@ impl PlacementArgs {
             let parsed = text.to_string_lossy().parse();
             parsed.map(Some).map_err(|error| format!("environment variable {name}: {error}").into())
         }
-        let read = |name| (name, get(name));
+        // llama.cpp's words for what is the default here.
+        let wanted = |text: &OsString| text != "auto" && text != "-1";
+        let read = |name| (name, get(name).filter(wanted));
         let (layers, overrides) = (read("LLAMA_ARG_N_GPU_LAYERS"), read("LLAMA_ARG_OVERRIDE_TENSOR"));
         let experts = read("LLAMA_ARG_N_CPU_MOE");
         Ok(PlacementArgs {
@@ -227,7 +229,10 @@ impl PlacementArgs {
         for arg in args.fit {
             match arg {
                 FitArg::Switch(on) => fit.on = on,
-                FitArg::Budget(device, bytes) => fit.budgets.push((device, bytes)),
+                FitArg::Budget(device, bytes) => {
+                    fit.on = true;
+                    fit.budgets.push((device, bytes));
+                }
             }
         }
         PlacementOptions {
@@ -312,7 +317,7 @@ mod tests {
     fn everything_can_be_said() {
         let options = resolved(
             "--n-gpu-layers all --n-cpu-ffn 4 --kv-layers-on cpu=0-2 --kv-layers-on gpu=7 --absorb auto --strict \
-             --ownership-check off --fit off --fit gpu=1.5GiB",
+             --ownership-check off --fit gpu=1.5GiB --fit off",
         );
         let expected = PlacementOptions {
             gpu_layers: Some(GpuLayers::All),

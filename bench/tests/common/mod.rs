@@ -49,7 +49,11 @@ pub fn run(program: &str, arguments: &[&str]) -> Said {
 
 /// Runs a program with this on its standard input.
 pub fn run_with(program: &str, arguments: &[&str], input: impl AsRef<[u8]>) -> Said {
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    for variable in ["N_GPU_LAYERS", "OVERRIDE_TENSOR", "CPU_MOE", "N_CPU_MOE", "NO_KV_OFFLOAD"] {
+        command.env_remove(format!("LLAMA_ARG_{variable}"));
+    }
+    let mut child = command
         .args(arguments)
         .env_remove("FATHOM_ISA")
         .stdin(Stdio::piped())

@@ -3,6 +3,7 @@
 //! A step is fastest with everything on accelerators. What does not fit goes to the host in this order: routed
 //! experts (large, and few of their bytes are read for a token), then whole layers with their caches, then, where
 //! layers were said, caches. What came first is filled up again as far as there is room, from the last layer on.
+//! Several accelerators share layers in proportion to their memory; where that does not fit, they are filled in turn.
 
 use super::{
     Placed, PlacementOptions,
@@ -91,11 +92,11 @@ pub(super) fn place(
 /// Bytes that may be used on each device; `None`: no limit.
 fn budgets(fit: &Fit, devices: &Devices, notices: &mut Vec<String>) -> Result<Vec<Option<u64>>, Error> {
     let mut budgets = vec![None; devices.len()];
-    if !fit.on {
-        return Ok(budgets);
-    }
     for (name, bytes) in &fit.budgets {
         budgets[device_called("fit", name, devices)?] = Some(*bytes);
+    }
+    if !fit.on {
+        return Ok(vec![None; devices.len()]);
     }
     let names = devices.names();
     for (index, device) in devices.iter().enumerate().take(devices.host()) {
@@ -104,7 +105,7 @@ fn budgets(fit: &Fit, devices: &Devices, notices: &mut Vec<String>) -> Result<Ve
         }
         let name = &names[index];
         let Some(free) = free_memory(device) else {
-            notices.push(format!("{name} does not tell its memory: nothing is fitted into it"));
+            notices.push(format!("{name} does not tell its free memory, and gets all that is wanted"));
             continue;
         };
         let margin = margin(free);
@@ -139,20 +140,23 @@ impl Fitter<'_> {
 
     fn fits(&self, share: &Share) -> Result<bool, Error> {
         // What the host lacks, no accelerator has too much of.
-        let short = self.shortage(&self.plan(share)?);
-        let host = &self.devices[self.wishes.host].info().name;
-        Ok(short.devices.iter().all(|(device, ..)| device == host))
+        let needs = self.plan(share)?.needs();
+        let mut accelerators = needs.iter().zip(&self.budgets).take(self.wishes.host);
+        Ok(accelerators.all(|(needs, budget)| budget.is_none_or(|budget| needs.total() <= budget)))
     }
 
-    /// The last `layers` on accelerators.
+    /// The last `layers` on accelerators, in proportion to their memory.
     fn share(&self, layers: usize, caches: usize, experts: usize) -> Share {
         let accelerators = self.wishes.host;
         let memory = |device: usize| self.budgets[device].or_else(|| free_memory(&self.devices[device]));
-        let mut parts: Vec<f64> = (0..accelerators).map(|d| memory(d).unwrap_or(0) as f64).collect();
-        // In equal parts, where a device does not tell its memory.
-        if parts.contains(&0.0) {
-            parts.fill(1.0);
-        }
+        let known: Option<Vec<u64>> = (0..accelerators).map(memory).collect();
+        let parts: Vec<f64> = match known {
+            Some(bytes) if bytes.iter().any(|&bytes| bytes > 0) => {
+                bytes.iter().map(|&bytes| bytes as f64).collect()
+            }
+            // In equal parts, where a device does not tell its memory.
+            _ => vec![1.0; accelerators],
+        };
         let total: f64 = parts.iter().sum();
         let mut of_layers = Vec::with_capacity(layers);
         let mut sum = 0.0;
@@ -163,22 +167,48 @@ impl Fitter<'_> {
         Share { layers: of_layers, caches, experts: vec![experts; accelerators] }
     }
 
+    /// The last `layers` on accelerators without their experts, if they fit.
+    fn arrange(&self, layers: usize, caches: usize) -> Result<Option<Share>, Error> {
+        let host = self.wishes.host;
+        let share = self.share(layers, caches, 0);
+        if self.fits(&share)? {
+            return Ok(Some(share));
+        }
+        if host < 2 {
+            return Ok(None);
+        }
+        // Each in turn gets as many as fit, from the first of them on.
+        let mut devices = Vec::with_capacity(layers);
+        for device in 0..host {
+            let trial = |count: usize| {
+                let mut devices = devices.clone();
+                devices.resize(devices.len() + count, device);
+                devices.resize(layers, host);
+                Share { layers: devices, caches, experts: vec![0; host + 1] }
+            };
+            let count = most(layers - devices.len(), |count| self.fits(&trial(count)))?;
+            devices.resize(devices.len() + count, device);
+        }
+        let share = Share { layers: devices, caches, experts: vec![0; host] };
+        Ok((share.layers.len() == layers && self.fits(&share)?).then_some(share))
+    }
+
     /// As much as fits; if nothing does, the least that was said.
     fn fill(&self) -> Result<Share, Error> {
+        let fits = |layers, caches| Ok::<_, Error>(self.arrange(layers, caches)?.is_some());
         let (layers, caches) = match self.wishes.gpu_layers {
-            Some(layers) => {
-                let caches = most(layers, |caches| self.fits(&self.share(layers, caches, 0)))?;
-                (layers, caches)
-            }
+            Some(layers) => (layers, most(layers, |caches| fits(layers, caches))?),
             None => {
                 let all = self.wishes.layers + 1;
-                let with_caches = most(all, |n| self.fits(&self.share(n, n, 0)))?;
-                let more =
-                    most(all - with_caches, |n| self.fits(&self.share(with_caches + n, with_caches, 0)))?;
+                let with_caches = most(all, |n| fits(n, n))?;
+                let more = most(all - with_caches, |n| fits(with_caches + n, with_caches))?;
                 (with_caches + more, with_caches)
             }
         };
-        let mut share = self.share(layers, caches, 0);
+        let mut share = match self.arrange(layers, caches)? {
+            Some(share) => share,
+            None => self.share(layers, caches, 0),
+        };
         for device in 0..self.wishes.host {
             share.experts[device] = most(self.wishes.open_experts(), |experts| {
                 let mut more = share.clone();

@@ -24,7 +24,7 @@ use std::{
 /// Austen. Standard output gets the text (after the prompt, if that is the program's own) or the JSON; rates and
 /// progress go to standard error.
 #[derive(Parser)]
-#[command(name = "generate", version)]
+#[command(name = "generate", version, args_override_self = true)]
 struct Options {
     /// A GGUF file (of a split set, any of its files) or a Hugging Face directory [default: the program's own]
     #[arg(long, value_name = "FILE|DIR")]

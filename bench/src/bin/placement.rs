@@ -122,11 +122,7 @@ impl Options {
     }
 
     fn plan(&self, model: &Arc<Model>, devices: &DeviceOptions) -> Result<(Arc<Plan>, Step), Failure> {
-        // Planning asks devices questions only.
-        let devices = OpenDevices::new(&DeviceOptions {
-            threads: Some(devices.threads.unwrap_or(1)),
-            ..devices.clone()
-        })?;
+        let devices = OpenDevices::new(devices)?;
         let rows = self.tokens as usize;
         let plans = placed(
             model,

@@ -1,6 +1,7 @@
 //! Opening a model, and loading it with progress.
 
 use super::{Failure, OpenDevices, Progress};
+use backend_api::DeviceKind;
 use clap::Args;
 use graph::{Report, report};
 use model_deepseek::{Engine, Model, Options, Placed, Plans, tokenizer::Tokenizer};
@@ -71,6 +72,15 @@ pub fn tokenizer(model: &Model) -> Result<&Tokenizer, Failure> {
 /// # Errors
 /// Options that do not fit the model, weights that cannot be had, devices without room.
 pub fn loaded(model: &Arc<Model>, devices: &OpenDevices, options: &Options) -> Result<Engine, Failure> {
+    if let Some(null) =
+        devices.devices.iter().map(|device| device.info()).find(|info| info.kind == DeviceKind::Null)
+    {
+        return Err(format!(
+            "--device {}: a hypothetical device only plans, see the program placement",
+            null.name
+        )
+        .into());
+    }
     let trained = model.config().context_length;
     if let Some(context) = options.context.filter(|context| *context > trained) {
         eprintln!("notice: a context of {context} tokens, but the model was trained for {trained}");

@@ -14,6 +14,9 @@ const PROBE: usize = 64 << 20;
 /// The rates that are known, and measurements for the others: of the CPU's memory, and of copies to devices and back.
 /// Between several accelerators and the host, the slowest bus counts.
 pub(super) fn measure(devices: &Devices, known: &[DeviceRates], threads: usize) -> Rates {
+    if devices.len() == 1 {
+        return Rates { bus: f64::INFINITY, memory: Vec::new() };
+    }
     let cpu = cpu_memory(threads);
     let mut rates = Rates { bus: f64::INFINITY, memory: Vec::with_capacity(devices.len()) };
     for (index, device) in devices.iter().enumerate() {

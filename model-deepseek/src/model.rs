@@ -175,11 +175,10 @@ pub(crate) fn cache_name(layer: usize) -> String {
 fn skipped(model: &Model, graph: &Graph) -> Vec<String> {
     let used: std::collections::HashSet<&str> =
         graph.storages_of(StorageKind::Weight).map(|(_, storage)| storage.name.as_str()).collect();
-    let layer_of = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok();
     let unused =
         model.checkpoint.tensors().map(|info| info.name.as_str()).filter(|name| !used.contains(name));
-    let (next, unknown): (Vec<&str>, Vec<&str>) =
-        unused.partition(|name| layer_of(name).is_some_and(|layer| layer >= model.config.layers()));
+    let (next, unknown): (Vec<&str>, Vec<&str>) = unused
+        .partition(|name| layer_and_part(name).is_some_and(|(layer, _)| layer >= model.config.layers()));
     let mut notices = Vec::new();
     if !next.is_empty() {
         notices.push(format!(
@@ -227,7 +226,13 @@ impl WeightSource for Model {
 }
 
 fn layer_of_k_b(name: &str) -> Option<usize> {
-    name.strip_prefix("blk.")?.strip_suffix(".attn_k_b.weight")?.parse().ok()
+    layer_and_part(name).filter(|(_, part)| *part == "attn_k_b.weight").map(|(layer, _)| layer)
+}
+
+/// 3 and `ffn_up.weight` of `blk.3.ffn_up.weight`.
+pub(crate) fn layer_and_part(name: &str) -> Option<(usize, &str)> {
+    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    Some((layer.parse().ok()?, part))
 }
 
 impl std::fmt::Debug for Model {

@@ -4,41 +4,22 @@
 //! `FATHOM_PLACEMENTS` sets how many are tried for each model, `FATHOM_SEED` the first seed.
 
 mod common;
+mod source_bytes;
 
 use backend_api::{Discard, Observer};
 use backend_cpu::{CpuDevice, CpuOptions};
 use common::{embedded, open};
-use graph::{Absorb, Devices, Plan, Rates, StepObserver, StorageKind, Traffic, Transfer};
+use graph::{Absorb, Devices, Plan, Rates, StepObserver, Traffic, Transfer};
 use model_deepseek::{
     CacheType, Model, Options, PlacementOptions, Session, Wanted,
     placement::{Fit, GpuLayers, Override},
 };
+use source_bytes::Random;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    /// True one time in `n`.
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// CPU devices in the part of accelerators, and the host.
 fn devices(accelerators: usize) -> Devices {
@@ -87,10 +68,10 @@ fn random_options(random: &mut Random, devices: &Devices, layers: usize) -> Plac
             _ => Some(GpuLayers::Last(random.below(layers + 2))),
         },
         overrides,
-        cpu_moe: random.one_in(4),
-        cpu_moe_layers: if random.one_in(4) { random.below(layers + 1) } else { 0 },
-        cpu_ffn_layers: if random.one_in(4) { random.below(layers + 1) } else { 0 },
-        host_caches: random.one_in(3),
+        cpu_moe: random.below(4) == 0,
+        cpu_moe_layers: if random.below(4) == 0 { random.below(layers + 1) } else { 0 },
+        cpu_ffn_layers: if random.below(4) == 0 { random.below(layers + 1) } else { 0 },
+        host_caches: random.below(3) == 0,
         cache_layers,
         absorb: match random.below(4) {
             0 => Absorb::Layer,
@@ -100,8 +81,8 @@ fn random_options(random: &mut Random, devices: &Devices, layers: usize) -> Plac
             }),
             _ => Absorb::Owner,
         },
-        ownership_check: !random.one_in(8),
-        fit: Fit { on: random.one_in(2), ..Fit::default() },
+        ownership_check: random.below(8) != 0,
+        fit: Fit { on: random.below(2) == 0, ..Fit::default() },
         ..PlacementOptions::default()
     }
 }
@@ -114,13 +95,7 @@ impl Observer for Crossed {}
 
 impl StepObserver for Crossed {
     fn transfer(&mut self, _: &Plan, transfer: &Transfer, bytes: u64, _: Duration) {
-        let Traffic { activation, state, weight, input } = &mut self.0;
-        *match transfer.kind {
-            StorageKind::Activation => activation,
-            StorageKind::State => state,
-            StorageKind::Weight => weight,
-            StorageKind::Input => input,
-        } += bytes;
+        self.0 += Traffic::of(transfer.kind, bytes);
     }
 }
 

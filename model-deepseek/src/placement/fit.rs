@@ -76,14 +76,16 @@ pub(super) fn place(
     let all = wishes.gpu_layers.unwrap_or(wishes.layers + 1);
     let everything = fitter.share(all, all, usize::MAX);
     let plans = fitter.plan(&everything)?;
-    if !said.fit.on || fitter.shortage(&plans).devices.is_empty() {
+    if fitter.short(&plans).next().is_none() {
         return Ok(Placed { plans, notices });
     }
     let share = fitter.fill()?;
     let plans = fitter.plan(&share)?;
-    let shortage = fitter.shortage(&plans);
-    if !shortage.devices.is_empty() {
-        return Err(Error::Shortage(shortage));
+    let names = devices.names();
+    let short = fitter.short(&plans).map(|(device, needs, budget)| (names[device].clone(), needs, budget));
+    let short: Vec<_> = short.collect();
+    if !short.is_empty() {
+        return Err(Error::Shortage(Shortage { devices: short }));
     }
     notices.push(fitter.moved(&everything, &share));
     Ok(Placed { plans, notices })
@@ -128,21 +130,17 @@ impl Fitter<'_> {
         Plans::new(self.model, self.devices, &self.wishes.placement(share), self.options)
     }
 
-    /// Devices that have too little for the plans.
-    fn shortage(&self, plans: &Plans) -> Shortage {
-        let names = self.devices.names();
-        let needs = names.into_iter().zip(plans.needs()).zip(&self.budgets);
-        let short = needs.filter_map(|((name, needs), budget)| {
-            budget.filter(|budget| needs.total() > *budget).map(|budget| (name, needs, budget))
-        });
-        Shortage { devices: short.collect() }
+    /// Devices that have too little for the plans, what they need, and what may be used.
+    fn short(&self, plans: &Plans) -> impl Iterator<Item = (DeviceIndex, Needs, u64)> {
+        let needs = plans.needs().into_iter().zip(&self.budgets).enumerate();
+        needs.filter_map(|(device, (needs, budget))| {
+            budget.filter(|budget| needs.total() > *budget).map(|budget| (device, needs, budget))
+        })
     }
 
     fn fits(&self, share: &Share) -> Result<bool, Error> {
         // What the host lacks, no accelerator has too much of.
-        let needs = self.plan(share)?.needs();
-        let mut accelerators = needs.iter().zip(&self.budgets).take(self.wishes.host);
-        Ok(accelerators.all(|(needs, budget)| budget.is_none_or(|budget| needs.total() <= budget)))
+        Ok(self.short(&self.plan(share)?).all(|(device, ..)| device == self.wishes.host))
     }
 
     /// The last `layers` on accelerators, in proportion to their memory.
@@ -164,7 +162,7 @@ impl Fitter<'_> {
             sum += part;
             of_layers.resize((layers as f64 * sum / total).round() as usize, device);
         }
-        Share { layers: of_layers, caches, experts: vec![experts; accelerators] }
+        Share { layers: of_layers, caches, experts: vec![experts; self.devices.len()] }
     }
 
     /// The last `layers` on accelerators without their experts, if they fit.
@@ -184,12 +182,12 @@ impl Fitter<'_> {
                 let mut devices = devices.clone();
                 devices.resize(devices.len() + count, device);
                 devices.resize(layers, host);
-                Share { layers: devices, caches, experts: vec![0; host + 1] }
+                Share { layers: devices, ..share.clone() }
             };
             let count = most(layers - devices.len(), |count| self.fits(&trial(count)))?;
             devices.resize(devices.len() + count, device);
         }
-        let share = Share { layers: devices, caches, experts: vec![0; host] };
+        let share = Share { layers: devices, ..share };
         Ok((share.layers.len() == layers && self.fits(&share)?).then_some(share))
     }
 

@@ -1,7 +1,10 @@
 //! From what was said to names of the graph and indices of devices; and what was left open.
 
 use super::{GpuLayers, PlacementOptions};
-use crate::{Error, Model, Options, model::cache_name};
+use crate::{
+    Error, Model, Options,
+    model::{cache_name, layer_and_part},
+};
 use backend_api::Device;
 use graph::{DeviceIndex, Devices, Placement, StorageKind};
 use regex_automata::meta::Regex;
@@ -18,7 +21,7 @@ pub(super) struct Wishes {
     /// Weights that were placed.
     weights: BTreeMap<String, DeviceIndex>,
     /// The device of each layer's cache; `None`: open.
-    pub(super) caches: Vec<Option<DeviceIndex>>,
+    caches: Vec<Option<DeviceIndex>>,
     /// The routed experts of each layer, if there are any and none was placed.
     experts: Vec<Vec<String>>,
     pub(super) host: DeviceIndex,
@@ -28,11 +31,11 @@ pub(super) struct Wishes {
 /// How much of what is open goes to accelerators, with the last layers first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Share {
-    /// The accelerator of each of the last layers (with the output), from the first of them on.
+    /// The device of each of the last layers (with the output), from the first of them on.
     pub(super) layers: Vec<DeviceIndex>,
     /// Of how many of the last layers (with the output, which has none) the caches go with their layer.
     pub(super) caches: usize,
-    /// Of how many of each accelerator's layers the experts go with their layer.
+    /// Of how many of each device's layers the experts go with their layer.
     pub(super) experts: Vec<usize>,
 }
 
@@ -88,14 +91,12 @@ impl Wishes {
             }
         }
 
-        let gpu_layers = match said.gpu_layers {
-            None if host == 0 => Some(0),
-            None => None,
-            Some(GpuLayers::All) => Some(layers + 1),
-            Some(GpuLayers::Last(n)) => Some(n.min(layers + 1)),
-        };
+        let mut gpu_layers = said.gpu_layers.map(|said| match said {
+            GpuLayers::All => layers + 1,
+            GpuLayers::Last(n) => n.min(layers + 1),
+        });
         let mut notices = Vec::new();
-        if host == 0 && gpu_layers.is_some_and(|n| n > 0) {
+        if host == 0 && gpu_layers.replace(0).is_some_and(|n| n > 0) {
             notices.push("n-gpu-layers: there is no accelerator, and all layers are on the host".to_owned());
         }
         let base = Placement {
@@ -104,16 +105,7 @@ impl Wishes {
             ownership_check: said.ownership_check,
             ..Placement::default()
         };
-        Ok(Wishes {
-            base,
-            layers,
-            gpu_layers: if host == 0 { Some(0) } else { gpu_layers },
-            weights,
-            caches,
-            experts,
-            host,
-            notices,
-        })
+        Ok(Wishes { base, layers, gpu_layers, weights, caches, experts, host, notices })
     }
 
     /// What it means if accelerators get so much.
@@ -218,12 +210,6 @@ pub(super) fn device_called(
         expected: format!("one of the devices {}", names.join(", ")),
         found: format!("`{name}`"),
     })
-}
-
-/// 3 and `ffn_up.weight` of `blk.3.ffn_up.weight`.
-fn layer_and_part(name: &str) -> Option<(usize, &str)> {
-    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
-    Some((layer.parse().ok()?, part))
 }
 
 /// The routed ones, in all ways that files have them.

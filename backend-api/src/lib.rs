@@ -46,6 +46,7 @@ mod observer;
 mod op;
 mod program;
 mod shape;
+mod work;
 
 pub use device::{Buffer, BufferRef, BufferRequest, BufferUsage, Device, DeviceInfo, DeviceKind, HostBytes};
 pub use dtype::{DType, GgmlType};
@@ -55,3 +56,4 @@ pub use observer::{Discard, Observer, OpEvent};
 pub use op::{Gating, Op, OpDesc, OpKind, Precision, RopeAttributes, RouteAttributes};
 pub use program::{Capacity, Place, Program, ProgramDesc, ProgramOp, ProgramValue, Step, ValueIndex};
 pub use shape::{Extent, Shape, TensorDesc};
+pub use work::Work;

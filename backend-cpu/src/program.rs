@@ -11,6 +11,7 @@ use crate::{
 };
 use backend_api::{
     BufferRef, Capacity, DeviceError, Observer, Op, OpDesc, OpEvent, Program, ProgramDesc, ProgramOp, Step,
+    Work,
 };
 use std::{
     sync::{
@@ -181,7 +182,7 @@ impl Program for CpuProgram {
         drop(turn);
         if timed_since.is_some() {
             for op in &kernels.ops {
-                let (bytes, macs) = work(&op.desc, step);
+                let Work { bytes, macs } = op.desc.work(step);
                 let time = Duration::from_nanos(op.nanoseconds.load(Ordering::Relaxed));
                 let kind = op.desc.op.kind().to_string();
                 observer.op(OpEvent { name: &op.name, op: &kind, bytes, macs, time: Some(time) });
@@ -258,36 +259,4 @@ fn check_outputs(
         }
     }
     Ok(())
-}
-
-/// Bytes of weights and states that an operation reads, and its multiply-accumulates. Chosen experts are counted
-/// as if all choices of a step were different, as far as there are experts.
-fn work(desc: &OpDesc, step: &Step) -> (u64, u64) {
-    let input = |index: usize| &desc.inputs[index];
-    let elements = |index: usize| input(index).shape.elements(step);
-    let (bytes, macs) = match &desc.op {
-        Op::EmbedRows => (elements(1) * input(0).row_bytes(), 0),
-        Op::RmsNorm { .. } => (input(1).dense_bytes(step), 2 * elements(0)),
-        Op::MatMul { .. } | Op::HeadMatMul { .. } => {
-            let outputs = desc.outputs[0].shape.elements(step);
-            (input(0).dense_bytes(step), outputs * input(0).shape.inner())
-        }
-        Op::ExpertMatMul { .. } => {
-            let experts = input(0).shape.extents()[0].at(step);
-            let outputs = desc.outputs[0].shape.elements(step);
-            let read = elements(2).min(experts);
-            (input(0).dense_bytes(step) / experts * read, outputs * input(0).shape.inner())
-        }
-        Op::LatentAttention { latent, .. } => {
-            let [rows, heads] = [0, 1].map(|axis| input(0).shape.extents()[axis].at(step));
-            let visible = rows * step.past + rows * (rows + 1) / 2;
-            let row = input(1);
-            (step.kv_len() * row.row_bytes(), visible * heads * (row.shape.inner() + latent))
-        }
-        Op::Route(_) if desc.inputs.len() == 2 => (input(1).dense_bytes(step), 0),
-        Op::CombineExperts => (0, elements(0)),
-        Op::Rope(_) => (0, 2 * elements(0)),
-        _ => (0, 0),
-    };
-    (bytes as u64, macs as u64)
 }

@@ -1,122 +1,210 @@
-//! One opened device, which so far only tells what it is.
+//! One opened device.
 
 use crate::{
-    VulkanError,
-    instance::{Instance, OLDEST_VERSION},
+    Listing, VulkanError, VulkanOptions,
+    capabilities::Capabilities,
+    context::{self, Context},
+    instance::Instance,
+    lower,
+    memory::{Bytes, Imported, Memory, VulkanBuffer},
+    program::VulkanProgram,
+    staging::Staging,
 };
-use ash::vk;
 use backend_api::{
-    BufferRef, BufferRequest, Device, DeviceError, DeviceInfo, HostBytes, OpDesc, Program, ProgramDesc,
-    Unsupported,
+    BufferRef, BufferRequest, BufferUsage, Device, DeviceError, DeviceInfo, HostBytes, OpDesc, Program,
+    ProgramDesc, Unsupported,
 };
-use std::{fmt, sync::Arc};
+use gpu_allocator::MemoryLocation;
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+};
 
 /// A Vulkan device: `vulkan0` is the loader's first.
+///
+/// Devices are independent: one opened twice has two queues and two memories.
 pub struct VulkanDevice {
-    info: DeviceInfo,
-    device: ash::Device,
-    // After `device`: fields are dropped in this order, and `drop` below has destroyed the device before.
-    _instance: Arc<Instance>,
+    // Dropped before the context that it copies for.
+    staging: Mutex<Staging>,
+    context: Arc<Context>,
 }
 
 impl VulkanDevice {
-    /// Facts about every Vulkan device of this machine, also of those that [`open`](VulkanDevice::open) refuses.
+    /// Every Vulkan device of this machine, also those that [`open`](VulkanDevice::open) refuses.
     ///
     /// # Errors
     /// [`VulkanError::NoLoader`], [`VulkanError::NoDevice`], failed driver calls.
-    pub fn enumerate() -> Result<Vec<DeviceInfo>, VulkanError> {
-        let instance = Instance::open()?;
+    pub fn enumerate() -> Result<Vec<Listing>, VulkanError> {
+        let instance = Instance::open(false)?;
         let found = instance.physical_devices()?;
-        Ok(found.iter().enumerate().map(|(index, device)| instance.describe(index, *device)).collect())
+        let listing = |(index, device): (usize, &ash::vk::PhysicalDevice)| {
+            let info = instance.describe(index, *device);
+            match context::usable(&instance, *device) {
+                Ok(family) => {
+                    let offers = Capabilities::of(&instance, *device, family).offers();
+                    Listing { info, offers, refused: None }
+                }
+                Err(lacks) => Listing { info, offers: Vec::new(), refused: Some(lacks) },
+            }
+        };
+        Ok(found.iter().enumerate().map(listing).collect())
     }
 
     /// Opens device number `index` with one compute queue.
     ///
     /// # Errors
     /// Those of [`enumerate`](VulkanDevice::enumerate); [`VulkanError::NoSuchDevice`];
-    /// [`VulkanError::Refused`] for a device older than Vulkan 1.2 or without a compute queue.
+    /// [`VulkanError::Refused`] for a device older than Vulkan 1.2, without a compute queue, or without a feature that
+    /// every shader needs.
     pub fn open(index: usize) -> Result<Self, VulkanError> {
-        let instance = Arc::new(Instance::open()?);
-        let found = instance.physical_devices()?;
-        let Some(physical) = found.get(index).copied() else {
-            return Err(VulkanError::NoSuchDevice { index, found: found.len() });
-        };
-        let info = instance.describe(index, physical);
-        let refused = |lacks: String| VulkanError::Refused {
-            device: format!("{} ({})", info.name, info.description),
-            lacks,
-        };
-        let functions = instance.functions();
-        // SAFETY: `physical` comes from this instance, which is alive.
-        let version = unsafe { functions.get_physical_device_properties(physical) }.api_version;
-        if version < OLDEST_VERSION {
-            return Err(refused("expected Vulkan 1.2 or newer".to_owned()));
-        }
-        // SAFETY: as above.
-        let families = unsafe { functions.get_physical_device_queue_family_properties(physical) };
-        let computes =
-            |family: &vk::QueueFamilyProperties| family.queue_flags.contains(vk::QueueFlags::COMPUTE);
-        let Some(family) = families.iter().position(computes) else {
-            return Err(refused(format!("none of its {} queue families computes", families.len())));
-        };
-        let queue =
-            [vk::DeviceQueueCreateInfo::default().queue_family_index(family as u32).queue_priorities(&[1.0])];
-        let create = vk::DeviceCreateInfo::default().queue_create_infos(&queue);
-        // SAFETY: `physical` comes from this instance; `create` and what it points to live through the call; the
-        // family index is one of the device's.
-        let device = unsafe { functions.create_device(physical, &create, None) };
-        let device = device
-            .map_err(|result| VulkanError::Call { call: "vkCreateDevice", result: result.to_string() })?;
-        Ok(VulkanDevice { info, device, _instance: instance })
+        Self::open_with(index, &VulkanOptions::default())
     }
 
-    fn cannot(&self, what: impl fmt::Display) -> DeviceError {
-        DeviceError::Driver { device: self.info.name.clone(), reason: format!("{what}: {NO_KERNELS}") }
+    /// As [`open`](VulkanDevice::open), with options.
+    ///
+    /// # Errors
+    /// As [`open`](VulkanDevice::open); [`VulkanError::NoValidation`].
+    pub fn open_with(index: usize, options: &VulkanOptions) -> Result<Self, VulkanError> {
+        let context = Context::open(index, options)?;
+        let staging = Staging::new(&context)
+            .map_err(|error| VulkanError::Call { call: "vkCreateCommandPool", result: error.to_string() })?;
+        Ok(VulkanDevice { staging: Mutex::new(staging), context })
+    }
+
+    /// What the user should know that is no error: a cache on disk that was ignored.
+    pub fn notice(&self) -> Option<&str> {
+        self.context.pipelines.notice()
+    }
+
+    /// What the validation layer has complained about so far; empty unless it was
+    /// [asked for](VulkanOptions::validation).
+    pub fn validation_messages(&self) -> Vec<String> {
+        self.context.complaints()
+    }
+
+    /// From now on the device answers as a lost one does. For tests of what happens then.
+    pub fn lose(&self) {
+        self.context.lost.store(true, Ordering::Relaxed);
+    }
+
+    fn own<'a>(&self, buffer: &'a BufferRef, what: &str) -> Result<&'a VulkanBuffer, DeviceError> {
+        let own = buffer.as_any().downcast_ref::<VulkanBuffer>();
+        own.filter(|buffer| buffer.context.id == self.context.id).ok_or_else(|| DeviceError::ForeignBuffer {
+            device: self.context.info.name.clone(),
+            what: what.to_owned(),
+        })
+    }
+
+    fn staging(&self) -> MutexGuard<'_, Staging> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check(&self) -> Result<(), DeviceError> {
+        if self.context.lost.load(Ordering::Relaxed) {
+            return Err(DeviceError::Lost {
+                device: self.context.info.name.clone(),
+                reason: "it was lost before".to_owned(),
+            });
+        }
+        Ok(())
     }
 }
 
-const NO_KERNELS: &str = "no Vulkan kernels yet";
-
 impl Device for VulkanDevice {
     fn info(&self) -> &DeviceInfo {
-        &self.info
+        &self.context.info
     }
 
     fn supports(&self, op: &OpDesc) -> Result<(), Unsupported> {
-        let device = self.info.name.clone();
-        Err(Unsupported { device, op: op.op.kind(), reason: NO_KERNELS.to_owned() })
+        lower::supports(&self.context.info.name, op)
     }
 
     fn allocate(&self, request: &BufferRequest) -> Result<BufferRef, DeviceError> {
-        Err(self.cannot(format_args!("cannot allocate {} ({} bytes)", request.name, request.size)))
+        self.check()?;
+        let memory = Memory::new(&self.context, &request.name, request.size, MemoryLocation::GpuOnly)?;
+        self.staging().clear(memory.buffer())?;
+        Ok(Arc::new(VulkanBuffer {
+            context: Arc::clone(&self.context),
+            size: request.size,
+            usage: request.usage,
+            bytes: Bytes::Owned(memory),
+        }))
     }
 
-    fn import(&self, _bytes: &HostBytes) -> Result<Option<BufferRef>, DeviceError> {
-        Ok(None)
+    fn import(&self, bytes: &HostBytes) -> Result<Option<BufferRef>, DeviceError> {
+        if self.context.always_stage {
+            return Ok(None);
+        }
+        let size = (**bytes).as_ref().len();
+        let imported = Imported::new(&self.context, bytes)?;
+        Ok(imported.map(|imported| {
+            let buffer: BufferRef = Arc::new(VulkanBuffer {
+                context: Arc::clone(&self.context),
+                size,
+                usage: BufferUsage::Weights,
+                bytes: Bytes::Imported(imported),
+            });
+            buffer
+        }))
     }
 
-    fn write(&self, _to: &BufferRef, _offset: usize, _bytes: &[u8]) -> Result<(), DeviceError> {
-        Err(self.cannot("cannot write"))
+    fn write(&self, to: &BufferRef, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.check()?;
+        let own = self.own(to, "a write")?;
+        own.address(offset, bytes.len())
+            .map_err(|problem| self.context.fault(format!("a write: {problem}")))?;
+        let Bytes::Owned(memory) = &own.bytes else {
+            return Err(self.context.fault("a write to imported bytes, which are only read".to_owned()));
+        };
+        let mut staging = self.staging();
+        match memory.mapped().filter(|_| !self.context.always_stage) {
+            Some(pointer) => {
+                staging.finish()?;
+                // SAFETY: the range lies in the buffer, which the CPU sees; no copy is under way, and the caller runs no
+                // program on it.
+                unsafe { pointer.add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+                Ok(())
+            }
+            None => staging.write(memory.buffer(), offset, bytes),
+        }
     }
 
-    fn read(&self, _from: &BufferRef, _offset: usize, _into: &mut [u8]) -> Result<(), DeviceError> {
-        Err(self.cannot("cannot read"))
+    fn read(&self, from: &BufferRef, offset: usize, into: &mut [u8]) -> Result<(), DeviceError> {
+        self.check()?;
+        let own = self.own(from, "a read")?;
+        own.address(offset, into.len())
+            .map_err(|problem| self.context.fault(format!("a read: {problem}")))?;
+        match &own.bytes {
+            Bytes::Imported(imported) => {
+                into.copy_from_slice(&imported.bytes()[offset..offset + into.len()]);
+                Ok(())
+            }
+            Bytes::Owned(memory) => {
+                let mut staging = self.staging();
+                match memory.mapped().filter(|_| !self.context.always_stage) {
+                    Some(pointer) => {
+                        staging.finish()?;
+                        // SAFETY: as in `write`.
+                        unsafe { pointer.add(offset).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) }
+                        Ok(())
+                    }
+                    None => staging.read(memory.buffer(), offset, into),
+                }
+            }
+        }
     }
 
     fn compile(&self, program: ProgramDesc) -> Result<Box<dyn Program>, DeviceError> {
-        Err(self.cannot(format_args!("cannot compile {}", program.name)))
+        self.check()?;
+        for buffer in &program.buffers {
+            self.own(buffer, &format!("program {}", program.name))?;
+        }
+        Ok(Box::new(VulkanProgram::new(&self.context, program)?))
     }
 }
 
 impl fmt::Debug for VulkanDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VulkanDevice").field("info", &self.info).finish_non_exhaustive()
-    }
-}
-
-impl Drop for VulkanDevice {
-    fn drop(&mut self) {
-        // SAFETY: nothing was made from the device, and nobody else holds it.
-        unsafe { self.device.destroy_device(None) };
+        f.debug_struct("VulkanDevice").field("info", &self.context.info).finish_non_exhaustive()
     }
 }

@@ -3,7 +3,12 @@
 use crate::VulkanError;
 use ash::{Entry, Instance as Functions, ext, vk};
 use backend_api::{DeviceInfo, DeviceKind};
-use std::ffi::{CStr, c_char};
+use std::{
+    borrow::Cow,
+    ffi::{CStr, c_char, c_void},
+    ptr,
+    sync::{Mutex, PoisonError},
+};
 
 /// The oldest version whose core has all that Fathom needs (subgroups, 8/16-bit storage, timeline semaphores).
 pub(crate) const OLDEST_VERSION: u32 = vk::API_VERSION_1_2;
@@ -12,24 +17,110 @@ pub(crate) const OLDEST_VERSION: u32 = vk::API_VERSION_1_2;
 pub(crate) struct Instance {
     // Dropped after `drop` has destroyed the instance: the functions live in the library that it keeps open.
     functions: Functions,
+    validation: Option<Validation>,
     _library: Entry,
 }
 
+/// The validation layer's complaints.
+struct Validation {
+    functions: ext::debug_utils::Instance,
+    messenger: vk::DebugUtilsMessengerEXT,
+    /// Boxed: the layer keeps its address.
+    messages: Box<Messages>,
+}
+
+#[derive(Default)]
+struct Messages(Mutex<Vec<String>>);
+
+const LAYER: &CStr = c"VK_LAYER_KHRONOS_validation";
+
+/// Collects a complaint. Nothing is done with it here: a panic must not cross the layer.
+unsafe extern "system" fn collect(
+    _severity: vk::DebugUtilsMessageSeverityFlagsEXT,
+    _kinds: vk::DebugUtilsMessageTypeFlagsEXT,
+    data: *const vk::DebugUtilsMessengerCallbackDataEXT<'_>,
+    user: *mut c_void,
+) -> vk::Bool32 {
+    // SAFETY: the layer passes valid data, and the `user` that the messenger was made with, which outlives it.
+    let (message, messages) = unsafe { ((*data).message_as_c_str(), &*user.cast::<Messages>()) };
+    let text = message.map_or(Cow::Borrowed("a message without text"), CStr::to_string_lossy);
+    messages.0.lock().unwrap_or_else(PoisonError::into_inner).push(text.into_owned());
+    vk::FALSE
+}
+
 impl Instance {
-    pub(crate) fn open() -> Result<Self, VulkanError> {
+    /// With the validation layer, if wanted, which must then be there.
+    pub(crate) fn open(validation: bool) -> Result<Self, VulkanError> {
         // SAFETY: the library is the system's Vulkan loader, whose initialisers we trust as every program that
         // links it does; it stays open as long as `self`.
         let library = unsafe { Entry::load() }.map_err(|e| VulkanError::NoLoader(e.to_string()))?;
         let application =
             vk::ApplicationInfo::default().application_name(c"fathom").api_version(OLDEST_VERSION);
-        let create = vk::InstanceCreateInfo::default().application_info(&application);
+        let messages = Box::<Messages>::default();
+        let mut messenger = vk::DebugUtilsMessengerCreateInfoEXT::default()
+            .message_severity(
+                vk::DebugUtilsMessageSeverityFlagsEXT::ERROR | vk::DebugUtilsMessageSeverityFlagsEXT::WARNING,
+            )
+            .message_type(
+                vk::DebugUtilsMessageTypeFlagsEXT::VALIDATION
+                    | vk::DebugUtilsMessageTypeFlagsEXT::GENERAL
+                    | vk::DebugUtilsMessageTypeFlagsEXT::PERFORMANCE,
+            )
+            .pfn_user_callback(Some(collect))
+            .user_data(ptr::from_ref(&*messages).cast_mut().cast());
+        let (layers, extensions) = ([LAYER.as_ptr()], [ext::debug_utils::NAME.as_ptr()]);
+        let enabled = [vk::ValidationFeatureEnableEXT::SYNCHRONIZATION_VALIDATION];
+        let mut features = vk::ValidationFeaturesEXT::default().enabled_validation_features(&enabled);
+        let mut create = vk::InstanceCreateInfo::default().application_info(&application);
+        if validation {
+            // The instance's own making and end are watched too.
+            create = create
+                .enabled_layer_names(&layers)
+                .enabled_extension_names(&extensions)
+                .push_next(&mut features)
+                .push_next(&mut messenger);
+        }
         // SAFETY: `create` and what it points to live through the call.
         let created = unsafe { library.create_instance(&create, None) };
         let functions = created.map_err(|result| match result {
             vk::Result::ERROR_INCOMPATIBLE_DRIVER => VulkanError::NoDevice(result.to_string()),
+            vk::Result::ERROR_LAYER_NOT_PRESENT => VulkanError::NoValidation(result.to_string()),
             other => VulkanError::Call { call: "vkCreateInstance", result: other.to_string() },
         })?;
-        Ok(Instance { functions, _library: library })
+        let mut instance = Instance { functions, validation: None, _library: library };
+        if validation {
+            let functions = ext::debug_utils::Instance::new(&instance._library, &instance.functions);
+            messenger.p_next = ptr::null();
+            // SAFETY: the instance has the extension; `messages` lives in it, until the messenger is gone.
+            let made = unsafe { functions.create_debug_utils_messenger(&messenger, None) };
+            let messenger = made.map_err(|result| VulkanError::Call {
+                call: "vkCreateDebugUtilsMessengerEXT",
+                result: result.to_string(),
+            })?;
+            instance.validation = Some(Validation { functions, messenger, messages });
+        }
+        Ok(instance)
+    }
+
+    /// What the validation layer has complained about so far; empty without it.
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        let messages = self.validation.as_ref().map(|validation| &validation.messages.0);
+        messages.map_or_else(Vec::new, |all| all.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    pub(crate) fn validates(&self) -> bool {
+        self.validation.is_some()
+    }
+
+    pub(crate) fn subgroups(
+        &self,
+        device: vk::PhysicalDevice,
+    ) -> vk::PhysicalDeviceSubgroupProperties<'static> {
+        let mut subgroups = vk::PhysicalDeviceSubgroupProperties::default();
+        let mut all = vk::PhysicalDeviceProperties2::default().push_next(&mut subgroups);
+        // SAFETY: the device is of this instance, and of version 1.1 or newer, as every one that is opened.
+        unsafe { self.functions.get_physical_device_properties2(device, &mut all) };
+        vk::PhysicalDeviceSubgroupProperties { p_next: ptr::null_mut(), ..subgroups }
     }
 
     pub(crate) fn functions(&self) -> &Functions {
@@ -75,7 +166,7 @@ impl Instance {
 
     /// Total and free bytes of the device-local heaps. Free is what `VK_EXT_memory_budget` says; without it,
     /// all of them.
-    fn memory(&self, device: vk::PhysicalDevice, version: u32) -> (u64, u64) {
+    pub(crate) fn memory(&self, device: vk::PhysicalDevice, version: u32) -> (u64, u64) {
         let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
         let knows_budget = version >= vk::API_VERSION_1_1 && self.has(device, ext::memory_budget::NAME);
         let heaps = if knows_budget {
@@ -102,7 +193,7 @@ impl Instance {
         (total, free)
     }
 
-    fn has(&self, device: vk::PhysicalDevice, extension: &CStr) -> bool {
+    pub(crate) fn has(&self, device: vk::PhysicalDevice, extension: &CStr) -> bool {
         // SAFETY: `device` comes from this instance, which is alive.
         let found = unsafe { self.functions.enumerate_device_extension_properties(device) };
         found.is_ok_and(|all| all.iter().any(|one| one.extension_name_as_c_str() == Ok(extension)))
@@ -111,6 +202,10 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
+        if let Some(validation) = &self.validation {
+            // SAFETY: made from this instance, which is alive.
+            unsafe { validation.functions.destroy_debug_utils_messenger(validation.messenger, None) };
+        }
         // SAFETY: every device made from the instance holds a reference to it and is gone by now.
         unsafe { self.functions.destroy_instance(None) };
     }

@@ -1,9 +1,20 @@
-//! Fathom's Vulkan device.
+//! Fathom's Vulkan device: the operations of the CPU device, in every format, on whatever GPU a driver shows.
 //!
-//! What it does today: finds the Vulkan devices of the machine, opens one and tells what it is. **It has no
-//! kernels yet**: [`supports`](backend_api::Device::supports) rejects every operation with that reason, and
-//! asking for memory or a program is an error. So a plan can name a real card and its real memory, and nothing
-//! pretends to compute.
+//! # How it is made
+//!
+//! * A program is *lowered* to pieces of work, *scheduled* into dispatches (chains of row-wise operations and products
+//!   that wait for nothing share one) and recorded once. A step writes a few numbers and submits: one submission for each
+//!   program of a decode step; a long prefill is cut, so that no driver's watchdog takes it for dead.
+//! * Shaders reach memory by address. What they may touch is checked when a program is compiled, as nothing checks it
+//!   later.
+//! * Shaders are GLSL under `shaders/`, checked in as SPIR-V under `spirv/`: building needs no shader compiler. The
+//!   package `shaders/compiler` makes them.
+//!
+//! # What it promises
+//!
+//! Repeating a step gives the same bits. One row alone and the same row in a batch agree within the bound of their
+//! operation, not to the bit. Activations stay f32 also beside quantised weights, so that both
+//! [precisions](backend_api::Precision) are the exact one.
 //!
 //! The Vulkan loader is opened at run time: the crate builds and starts on machines that have none, where
 //! [`VulkanDevice::enumerate`] answers with a sentence.
@@ -15,8 +26,8 @@
 //!
 //! match VulkanDevice::enumerate() {
 //!     Ok(devices) => {
-//!         for info in devices {
-//!             println!("{}: {}, {} MiB", info.name, info.description, info.memory_total >> 20);
+//!         for device in devices {
+//!             println!("{}: {}, {} MiB", device.info.name, device.info.description, device.info.memory_total >> 20);
 //!         }
 //!     }
 //!     Err(VulkanError::NoLoader(reason)) => println!("this machine has no Vulkan: {reason}"),
@@ -24,12 +35,50 @@
 //! }
 //! ```
 
+mod capabilities;
+mod context;
 mod device;
 mod instance;
+mod lower;
+mod memory;
+mod pipelines;
+mod program;
+mod schedule;
+mod shared;
+mod staging;
+mod tuning;
 
 pub use device::VulkanDevice;
+pub use memory::VulkanBuffer;
+pub use tuning::DeviceClass;
 
+use backend_api::DeviceInfo;
+use std::path::PathBuf;
 use thiserror::Error;
+
+/// How to open a [`VulkanDevice`]. The default is what users want; the rest is for tests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VulkanOptions {
+    /// Watched by the validation layer, with synchronization validation.
+    pub validation: bool,
+    /// Copies go through staging memory also where the CPU sees the device's, and nothing is imported.
+    pub always_stage: bool,
+    /// How work is cut; by the device's kind, if not given.
+    pub class: Option<DeviceClass>,
+    /// Where compiled shaders are kept; `fathom` in the user's cache folder, if not given.
+    pub cache_folder: Option<PathBuf>,
+}
+
+/// A Vulkan device of this machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listing {
+    /// Facts.
+    pub info: DeviceInfo,
+    /// What it offers beyond what it must, in words.
+    pub offers: Vec<&'static str>,
+    /// Why it cannot be opened, if it cannot.
+    pub refused: Option<String>,
+}
 
 /// Why there is no Vulkan device to work with.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -59,6 +108,9 @@ pub enum VulkanError {
         /// The missing feature, with what was expected and found.
         lacks: String,
     },
+    /// The validation layer was asked for and is not there.
+    #[error("no Vulkan validation layer on this machine (Debian: apt install vulkan-validationlayers): {0}")]
+    NoValidation(String),
     /// A call into the driver failed.
     #[error("{call} failed: {result}")]
     Call {

@@ -1,0 +1,90 @@
+// What every shader needs: types at addresses, and the step.
+//
+// All memory is reached by address (VK_KHR_buffer_device_address): no descriptor, no limit on a binding's range.
+// Blocks are declared readonly or writeonly wherever they are.
+
+#extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference2 : require
+#extension GL_EXT_scalar_block_layout : require
+#extension GL_EXT_shader_16bit_storage : require
+#extension GL_EXT_shader_explicit_arithmetic_types_int64 : require
+#extension GL_EXT_control_flow_attributes : require
+#extension GL_KHR_shader_subgroup_basic : require
+#extension GL_KHR_shader_subgroup_arithmetic : require
+#extension GL_KHR_shader_subgroup_ballot : require
+#extension GL_KHR_shader_subgroup_shuffle : require
+
+layout(buffer_reference, scalar, buffer_reference_align = 4) readonly buffer Floats { float at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) writeonly buffer FloatsOut { float at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) readonly buffer Words { uint at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) writeonly buffer WordsOut { uint at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 2) readonly buffer Halves { uint16_t at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 2) writeonly buffer HalvesOut { uint16_t at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 8) readonly buffer Longs { uint64_t at[]; };
+
+// The numbers of a step, first in its buffer.
+layout(buffer_reference, scalar, buffer_reference_align = 16) readonly buffer Step {
+    uint rows;
+    uint past;
+    uint outputs;
+    uint kv_len;
+};
+
+// How often a dispatch repeats: a number, or an extent of the step (Rust: `plan::Extent`).
+const uint EXTENT_FIXED = 0;
+const uint EXTENT_ROWS = 1;
+const uint EXTENT_OUTPUTS = 2;
+
+uint extent(Step step, uint kind, uint fixed_count) {
+    if (kind == EXTENT_ROWS) {
+        return step.rows;
+    }
+    return kind == EXTENT_OUTPUTS ? step.outputs : fixed_count;
+}
+
+float from_half(uint bits) {
+    return unpackHalf2x16(bits).x;
+}
+
+// f32 to the bits of the nearest f16, ties to even, on every driver: what too large a value becomes is `overflow`
+// (infinity, or the largest finite number).
+uint to_half(float value, uint overflow) {
+    const uint bits = floatBitsToUint(value);
+    const uint sign = (bits >> 16) & 0x8000u;
+    const uint magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) {
+        return sign | 0x7e00u;
+    }
+    if (magnitude == 0x7f800000u) {
+        return sign | 0x7c00u;
+    }
+    uint half_bits;
+    if (magnitude >= 0x38800000u) {
+        half_bits = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+        if (half_bits >= 0x7c00u) {
+            half_bits = overflow;
+        }
+    } else {
+        // Denormals: the mantissa, with its leading one, in units of 2^-24.
+        const uint shift = 126u - (magnitude >> 23);
+        if (shift > 25u) {
+            return sign;
+        }
+        const uint mantissa = (magnitude & 0x7fffffu) | 0x800000u;
+        const uint rest = mantissa & ((1u << shift) - 1u);
+        const uint middle = 1u << (shift - 1u);
+        half_bits = mantissa >> shift;
+        if (rest > middle || (rest == middle && (half_bits & 1u) == 1u)) {
+            half_bits += 1u;
+        }
+    }
+    return sign | half_bits;
+}
+
+bool is_finite(float value) {
+    return (floatBitsToUint(value) & 0x7f800000u) != 0x7f800000u;
+}
+
+float nan() {
+    return uintBitsToFloat(0x7fc00000u);
+}

@@ -1,0 +1,292 @@
+// Decoding weights. The format is chosen by FORMAT, a number of those below.
+//
+// The unit of work is 32 values of a row: two runs of 16 neighbours, the second RUN_DISTANCE values after the first, so
+// that both halves of the same bytes are used. A unit's values are `scale * level + offset`, with one scale and offset
+// for each run.
+
+#define F32 0
+#define F16 1
+#define BF16 2
+#define Q4_0 3
+#define Q4_1 4
+#define Q5_0 5
+#define Q5_1 6
+#define Q8_0 7
+#define Q2_K 8
+#define Q3_K 9
+#define Q4_K 10
+#define Q5_K 11
+#define Q6_K 12
+#define IQ4_NL 13
+#define IQ4_XS 14
+
+#if FORMAT <= BF16
+#define PLAIN 1
+#else
+#define PLAIN 0
+#endif
+
+// Whether offsets are ever other than zero.
+#if FORMAT == Q4_0 || FORMAT == Q4_1 || FORMAT == Q5_0 || FORMAT == Q5_1 || FORMAT == Q2_K || FORMAT == Q3_K \
+    || FORMAT == Q4_K || FORMAT == Q5_K || FORMAT == Q6_K
+#define HAS_OFFSET 1
+#else
+#define HAS_OFFSET 0
+#endif
+
+#if FORMAT == Q2_K || FORMAT == Q3_K || FORMAT == Q4_K || FORMAT == Q5_K
+#define RUN_DISTANCE 32
+#elif FORMAT == Q6_K
+#define RUN_DISTANCE 64
+#else
+#define RUN_DISTANCE 16
+#endif
+
+struct Unit {
+    float level[32];
+    // The first run's scale and offset, then the second's.
+    vec2 first;
+    vec2 second;
+};
+
+// Where in its row a unit's first run starts.
+uint unit_start(uint unit) {
+    const uint per_pair = RUN_DISTANCE / 16;
+    return (unit / per_pair) * (2 * RUN_DISTANCE) + (unit % per_pair) * 16;
+}
+
+// 16 bytes from an address that is a multiple of 4, or of 2.
+void load_words(uint64_t address, out uint words[4]) {
+    Words from = Words(address);
+    [[unroll]] for (uint i = 0; i < 4; i++) {
+        words[i] = from.at[i];
+    }
+}
+
+void load_halves(uint64_t address, out uint words[4]) {
+    Halves from = Halves(address);
+    [[unroll]] for (uint i = 0; i < 4; i++) {
+        words[i] = uint(from.at[2 * i]) | (uint(from.at[2 * i + 1]) << 16);
+    }
+}
+
+uint half_word(uint64_t address, uint index) {
+    return uint(Halves(address).at[index]);
+}
+
+uint byte_at(uint64_t address, uint index) {
+    return (half_word(address, index / 2) >> (8 * (index % 2))) & 0xffu;
+}
+
+uint bits_of(uint words[4], uint i, uint shift, uint mask) {
+    return (words[i / 4] >> (8 * (i % 4) + shift)) & mask;
+}
+
+#if FORMAT == IQ4_NL || FORMAT == IQ4_XS
+// The table of 16 values, four to a word: -127, -104, -83, -65 | -49, -35, -22, -10 | 1, 13, 25, 38 | 53, 69, 89, 113.
+float iq4_value(uint index) {
+    const uint word = index < 8 ? (index < 4 ? 0xbfad9881u : 0xf6eaddcfu) : (index < 12 ? 0x26190d01u : 0x71594535u);
+    return float(bitfieldExtract(int(word), int(8 * (index & 3u)), 8));
+}
+#endif
+
+#if FORMAT == Q4_K || FORMAT == Q5_K
+// The 6-bit scale and minimum of group `g` in the 12 bytes at `packed`.
+vec2 k_scale_min(uint64_t at, uint g) {
+    uint scale, minimum;
+    if (g < 4) {
+        scale = byte_at(at, g) & 63u;
+        minimum = byte_at(at, 4 + g) & 63u;
+    } else {
+        const uint low = byte_at(at, 4 + g);
+        scale = (low & 15u) | ((byte_at(at, g - 4) >> 6) << 4);
+        minimum = (low >> 4) | ((byte_at(at, g) >> 6) << 4);
+    }
+    return vec2(float(scale), float(minimum));
+}
+#endif
+
+// Unit `unit` of the row of `k` values at `row`.
+Unit load_unit(uint64_t row, uint unit, uint k) {
+    Unit u;
+    u.first = vec2(1.0, 0.0);
+    u.second = vec2(1.0, 0.0);
+#if FORMAT == F32
+    Floats from = Floats(row + uint64_t(unit) * 128);
+    if (32 * unit + 32 <= k) {
+        [[unroll]] for (uint i = 0; i < 32; i++) {
+            u.level[i] = from.at[i];
+        }
+    } else {
+        [[unroll]] for (uint i = 0; i < 32; i++) {
+            u.level[i] = 0.0;
+            if (32 * unit + i < k) {
+                u.level[i] = from.at[i];
+            }
+        }
+    }
+#elif FORMAT == F16 || FORMAT == BF16
+    Halves from = Halves(row + uint64_t(unit) * 64);
+    const bool whole = 32 * unit + 32 <= k;
+    [[unroll]] for (uint i = 0; i < 32; i++) {
+        uint bits = 0;
+        if (whole || 32 * unit + i < k) {
+            bits = uint(from.at[i]);
+        }
+#if FORMAT == F16
+        u.level[i] = from_half(bits);
+#else
+        u.level[i] = uintBitsToFloat(bits << 16);
+#endif
+    }
+#elif FORMAT == Q4_0 || FORMAT == Q4_1 || FORMAT == Q5_0 || FORMAT == Q5_1 || FORMAT == IQ4_NL
+#if FORMAT == Q4_0 || FORMAT == IQ4_NL
+    const uint64_t block = row + uint64_t(unit) * 18, quants = block + 2;
+#elif FORMAT == Q4_1
+    const uint64_t block = row + uint64_t(unit) * 20, quants = block + 4;
+#elif FORMAT == Q5_0
+    const uint64_t block = row + uint64_t(unit) * 22, quants = block + 6;
+#else
+    const uint64_t block = row + uint64_t(unit) * 24, quants = block + 8;
+#endif
+    uint words[4];
+    const float d = from_half(half_word(block, 0));
+#if FORMAT == Q4_1 || FORMAT == Q5_1
+    load_words(quants, words);
+    const float offset = from_half(half_word(block, 1));
+#else
+    load_halves(quants, words);
+#endif
+#if FORMAT == Q5_0
+    const uint high = half_word(block, 1) | (half_word(block, 2) << 16);
+    const float offset = -16.0 * d;
+#elif FORMAT == Q5_1
+    const uint high = half_word(block, 2) | (half_word(block, 3) << 16);
+#elif FORMAT == Q4_0
+    const float offset = -8.0 * d;
+#elif FORMAT == IQ4_NL
+    const float offset = 0.0;
+#endif
+    [[unroll]] for (uint i = 0; i < 16; i++) {
+        uint low = bits_of(words, i, 0, 15u), up = bits_of(words, i, 4, 15u);
+#if FORMAT == Q5_0 || FORMAT == Q5_1
+        low |= ((high >> i) & 1u) << 4;
+        up |= ((high >> (16 + i)) & 1u) << 4;
+#endif
+#if FORMAT == IQ4_NL
+        u.level[i] = iq4_value(low);
+        u.level[16 + i] = iq4_value(up);
+#else
+        u.level[i] = float(low);
+        u.level[16 + i] = float(up);
+#endif
+    }
+    u.first = vec2(d, offset);
+    u.second = u.first;
+#elif FORMAT == Q8_0
+    const uint64_t block = row + uint64_t(unit) * 34;
+    Halves from = Halves(block);
+    u.first = vec2(from_half(uint(from.at[0])), 0.0);
+    u.second = u.first;
+    [[unroll]] for (uint i = 0; i < 16; i++) {
+        const int pair = int(uint(from.at[1 + i]));
+        u.level[2 * i] = float(bitfieldExtract(pair, 0, 8));
+        u.level[2 * i + 1] = float(bitfieldExtract(pair, 8, 8));
+    }
+#elif FORMAT == Q2_K
+    const uint64_t block = row + uint64_t(unit / 8) * 84;
+    const uint in_block = unit % 8, part = in_block / 4, shift = 4 * (in_block / 2 % 2), group = in_block % 2;
+    uint words[4];
+    load_words(block + 16 + 32 * part + 16 * group, words);
+    [[unroll]] for (uint i = 0; i < 16; i++) {
+        u.level[i] = float(bits_of(words, i, shift, 3u));
+        u.level[16 + i] = float(bits_of(words, i, shift + 2, 3u));
+    }
+    const float d = from_half(half_word(block, 40)), dmin = from_half(half_word(block, 41));
+    // Group of 16 that the first run is; the second is two further on.
+    const uint g = 8 * part + shift + group;
+    const uint one = byte_at(block, g), two = byte_at(block, g + 2);
+    u.first = vec2(d * float(one & 15u), -dmin * float(one >> 4));
+    u.second = vec2(d * float(two & 15u), -dmin * float(two >> 4));
+#elif FORMAT == Q3_K
+    const uint64_t block = row + uint64_t(unit / 8) * 110;
+    const uint in_block = unit % 8, part = in_block / 4, shift = 4 * (in_block / 2 % 2), group = in_block % 2;
+    uint words[4], high[4];
+    load_halves(block + 32 + 32 * part + 16 * group, words);
+    load_halves(block + 16 * group, high);
+    const uint bit = 4 * part + shift / 2;
+    [[unroll]] for (uint i = 0; i < 16; i++) {
+        u.level[i] = float(bits_of(words, i, shift, 3u) | (bits_of(high, i, bit, 1u) << 2));
+        u.level[16 + i] = float(bits_of(words, i, shift + 2, 3u) | (bits_of(high, i, bit + 1, 1u) << 2));
+    }
+    const float d = from_half(half_word(block, 54));
+    const uint64_t packed = block + 96;
+    float scales[2];
+    [[unroll]] for (uint run = 0; run < 2; run++) {
+        const uint g = 8 * part + shift + group + 2 * run;
+        const uint low = (byte_at(packed, g % 8) >> (4 * (g / 8))) & 15u;
+        const uint top = (byte_at(packed, 8 + g % 4) >> (2 * (g / 4))) & 3u;
+        scales[run] = d * (float(low | (top << 4)) - 32.0);
+    }
+    u.first = vec2(scales[0], -4.0 * scales[0]);
+    u.second = vec2(scales[1], -4.0 * scales[1]);
+#elif FORMAT == Q4_K || FORMAT == Q5_K
+#if FORMAT == Q4_K
+    const uint64_t block = row + uint64_t(unit / 8) * 144, quants = block + 16;
+#else
+    const uint64_t block = row + uint64_t(unit / 8) * 176, quants = block + 48;
+#endif
+    const uint chunk = unit % 8 / 2, group = unit % 2;
+    uint words[4];
+    load_words(quants + 32 * chunk + 16 * group, words);
+#if FORMAT == Q5_K
+    uint high[4];
+    load_words(block + 16 + 16 * group, high);
+#endif
+    [[unroll]] for (uint i = 0; i < 16; i++) {
+        uint low = bits_of(words, i, 0, 15u), up = bits_of(words, i, 4, 15u);
+#if FORMAT == Q5_K
+        low |= bits_of(high, i, 2 * chunk, 1u) << 4;
+        up |= bits_of(high, i, 2 * chunk + 1, 1u) << 4;
+#endif
+        u.level[i] = float(low);
+        u.level[16 + i] = float(up);
+    }
+    const float d = from_half(half_word(block, 0)), dmin = from_half(half_word(block, 1));
+    const vec2 one = k_scale_min(block + 4, 2 * chunk), two = k_scale_min(block + 4, 2 * chunk + 1);
+    u.first = vec2(d * one.x, -dmin * one.y);
+    u.second = vec2(d * two.x, -dmin * two.y);
+#elif FORMAT == Q6_K
+    const uint64_t block = row + uint64_t(unit / 8) * 210;
+    const uint part = unit % 8 / 4, r = unit % 4;
+    uint words[4], high[4];
+    load_halves(block + 64 * part + 16 * r, words);
+    load_halves(block + 128 + 32 * part + 16 * (r % 2), high);
+    const uint shift = 2 * (r / 2);
+    [[unroll]] for (uint i = 0; i < 16; i++) {
+        u.level[i] = float(bits_of(words, i, 0, 15u) | (bits_of(high, i, shift, 3u) << 4));
+        u.level[16 + i] = float(bits_of(words, i, 4, 15u) | (bits_of(high, i, shift + 4, 3u) << 4));
+    }
+    const float d = from_half(half_word(block, 104));
+    const uint g = 8 * part + r;
+    const float one = d * float(bitfieldExtract(int(byte_at(block + 192, g)), 0, 8));
+    const float two = d * float(bitfieldExtract(int(byte_at(block + 192, g + 4)), 0, 8));
+    u.first = vec2(one, -32.0 * one);
+    u.second = vec2(two, -32.0 * two);
+#elif FORMAT == IQ4_XS
+    const uint64_t block = row + uint64_t(unit / 8) * 136;
+    const uint g = unit % 8;
+    uint words[4];
+    load_words(block + 8 + 16 * g, words);
+    [[unroll]] for (uint i = 0; i < 16; i++) {
+        u.level[i] = iq4_value(bits_of(words, i, 0, 15u));
+        u.level[16 + i] = iq4_value(bits_of(words, i, 4, 15u));
+    }
+    const uint low = (byte_at(block + 4, g / 2) >> (4 * (g % 2))) & 15u;
+    const uint top = (half_word(block, 1) >> (2 * g)) & 3u;
+    const float scale = from_half(half_word(block, 0)) * (float(low | (top << 4)) - 32.0);
+    u.first = vec2(scale, 0.0);
+    u.second = u.first;
+#endif
+    return u;
+}

@@ -1,0 +1,149 @@
+//! What a device offers and what its driver needs worked around, found out once, as named bits.
+
+use crate::instance::Instance;
+use ash::{ext, khr, vk};
+use std::ffi::CStr;
+
+/// What a device offers beyond what every device must have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Capabilities {
+    /// Invocations of a subgroup: 8 to 128.
+    pub subgroup: u32,
+    /// The size can be asked for, and subgroups are full (`subgroupSizeControl`, `computeFullSubgroups`).
+    pub sized_subgroups: bool,
+    /// Bytes of main memory can be used in place (`VK_EXT_external_memory_host`), at multiples of this.
+    pub import_alignment: Option<u64>,
+    /// Free memory is told (`VK_EXT_memory_budget`).
+    pub memory_budget: bool,
+    /// Largest buffer, and largest piece of memory.
+    pub largest_buffer: u64,
+    /// Dot products of 8-bit integers are an instruction.
+    pub integer_dot: bool,
+    /// Small matrices are multiplied by a subgroup at once (`VK_KHR_cooperative_matrix`).
+    pub cooperative_matrix: bool,
+    /// Nanoseconds of a timestamp's unit, where the queue has timestamps.
+    pub timestamp_period: Option<f32>,
+    /// Work groups of the second and third axis.
+    pub largest_count: u32,
+    /// Memory is main memory, so that importing a file's map costs nothing later.
+    pub shares_memory: bool,
+    /// The driver runs shaders on the CPU: dispatches are dear, and loads of one lane as dear as of all.
+    pub software: bool,
+}
+
+/// The features without which no shader of ours runs, by the names that Vulkan gives them.
+#[derive(Clone, Copy)]
+pub(crate) struct Required;
+
+impl Required {
+    /// What a device lacks, or nothing.
+    pub(crate) fn missing(instance: &Instance, device: vk::PhysicalDevice) -> Vec<&'static str> {
+        let mut features11 = vk::PhysicalDeviceVulkan11Features::default();
+        let mut features12 = vk::PhysicalDeviceVulkan12Features::default();
+        let mut features =
+            vk::PhysicalDeviceFeatures2::default().push_next(&mut features11).push_next(&mut features12);
+        // SAFETY: the device is of this instance and, as the caller has seen, of version 1.2.
+        unsafe { instance.functions().get_physical_device_features2(device, &mut features) };
+        let long = features.features.shader_int64;
+        let short = features.features.shader_int16;
+        let subgroups = instance.subgroups(device);
+        let wanted = [
+            (long, "shaderInt64"),
+            (short, "shaderInt16"),
+            (features11.storage_buffer16_bit_access, "storageBuffer16BitAccess"),
+            (features12.buffer_device_address, "bufferDeviceAddress"),
+            (features12.scalar_block_layout, "scalarBlockLayout"),
+            (features12.timeline_semaphore, "timelineSemaphore"),
+        ];
+        let operations = vk::SubgroupFeatureFlags::BASIC
+            | vk::SubgroupFeatureFlags::ARITHMETIC
+            | vk::SubgroupFeatureFlags::BALLOT
+            | vk::SubgroupFeatureFlags::SHUFFLE;
+        let mut missing: Vec<&str> =
+            wanted.into_iter().filter(|(has, _)| *has == vk::FALSE).map(|(_, name)| name).collect();
+        if !subgroups.supported_operations.contains(operations)
+            || !subgroups.supported_stages.contains(vk::ShaderStageFlags::COMPUTE)
+        {
+            missing.push("subgroup arithmetic, ballot and shuffle in compute shaders");
+        }
+        if !(8..=128).contains(&subgroups.subgroup_size) {
+            missing.push("subgroups of 8 to 128 invocations");
+        }
+        missing
+    }
+}
+
+impl Capabilities {
+    pub(crate) fn of(instance: &Instance, device: vk::PhysicalDevice, family: u32) -> Self {
+        let functions = instance.functions();
+        // SAFETY: the device is of this instance.
+        let basic = unsafe { functions.get_physical_device_properties(device) };
+        let mut host = vk::PhysicalDeviceExternalMemoryHostPropertiesEXT::default();
+        let mut eleven = vk::PhysicalDeviceVulkan11Properties::default();
+        let mut sizes = vk::PhysicalDeviceMaintenance4Properties::default();
+        let has = |name: &CStr| instance.has(device, name);
+        let (imports, maintenance4) = (has(ext::external_memory_host::NAME), has(khr::maintenance4::NAME));
+        let mut all = vk::PhysicalDeviceProperties2::default().push_next(&mut eleven);
+        if imports {
+            all = all.push_next(&mut host);
+        }
+        if maintenance4 {
+            all = all.push_next(&mut sizes);
+        }
+        // SAFETY: only structures of extensions that the device has are chained.
+        unsafe { functions.get_physical_device_properties2(device, &mut all) };
+        let mut control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default();
+        let mut dot = vk::PhysicalDeviceShaderIntegerDotProductFeatures::default();
+        let (controls, dots) =
+            (has(ext::subgroup_size_control::NAME), has(khr::shader_integer_dot_product::NAME));
+        let mut features = vk::PhysicalDeviceFeatures2::default();
+        if controls {
+            features = features.push_next(&mut control);
+        }
+        if dots {
+            features = features.push_next(&mut dot);
+        }
+        // SAFETY: as above.
+        unsafe { functions.get_physical_device_features2(device, &mut features) };
+        // SAFETY: the device is of this instance, and the caller has the family from it.
+        let families = unsafe { functions.get_physical_device_queue_family_properties(device) };
+        let timestamps = families[family as usize].timestamp_valid_bits > 0;
+        let kind = basic.device_type;
+        let mut largest_buffer = eleven.max_memory_allocation_size;
+        if maintenance4 {
+            largest_buffer = largest_buffer.min(sizes.max_buffer_size);
+        }
+        Capabilities {
+            subgroup: instance.subgroups(device).subgroup_size,
+            sized_subgroups: control.subgroup_size_control == vk::TRUE
+                && control.compute_full_subgroups == vk::TRUE,
+            import_alignment: imports.then_some(host.min_imported_host_pointer_alignment),
+            memory_budget: has(ext::memory_budget::NAME),
+            largest_buffer,
+            integer_dot: dot.shader_integer_dot_product == vk::TRUE,
+            cooperative_matrix: has(khr::cooperative_matrix::NAME),
+            timestamp_period: timestamps.then_some(basic.limits.timestamp_period),
+            largest_count: basic.limits.max_compute_work_group_count.into_iter().min().unwrap_or(65535),
+            shares_memory: matches!(
+                kind,
+                vk::PhysicalDeviceType::CPU | vk::PhysicalDeviceType::INTEGRATED_GPU
+            ),
+            software: kind == vk::PhysicalDeviceType::CPU,
+        }
+    }
+
+    /// In words, for people.
+    pub(crate) fn offers(&self) -> Vec<&'static str> {
+        let named = [
+            (self.software, "runs on the CPU"),
+            (self.shares_memory, "shares main memory"),
+            (self.import_alignment.is_some(), "imports host memory"),
+            (self.memory_budget, "tells free memory"),
+            (self.sized_subgroups, "sized subgroups"),
+            (self.integer_dot, "integer dot products"),
+            (self.cooperative_matrix, "cooperative matrices"),
+            (self.timestamp_period.is_some(), "timestamps"),
+        ];
+        named.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect()
+    }
+}

@@ -1,0 +1,281 @@
+//! A device as everything made from it shares it: functions, queue, allocator, pipelines.
+
+use crate::{
+    VulkanError, VulkanOptions,
+    capabilities::{Capabilities, Required},
+    instance::{Instance, OLDEST_VERSION},
+    pipelines::Pipelines,
+    tuning::DeviceClass,
+};
+use ash::{ext, khr, vk};
+use backend_api::{DeviceError, DeviceInfo};
+use gpu_allocator::{
+    AllocationSizes, AllocatorDebugSettings,
+    vulkan::{Allocator, AllocatorCreateDesc},
+};
+use std::{
+    ffi::{CStr, CString},
+    mem::ManuallyDrop,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+/// What everything made from a device keeps alive.
+pub(crate) struct Context {
+    pub info: DeviceInfo,
+    /// Unlike every other device's of this process; buffers remember it.
+    pub id: u64,
+    pub device: ash::Device,
+    pub capabilities: Capabilities,
+    pub pipelines: Pipelines,
+    pub queue_family: u32,
+    /// Copies always go through staging memory, also where the device's can be written to directly.
+    pub always_stage: bool,
+    pub class: Option<DeviceClass>,
+    pub host_import: Option<ext::external_memory_host::Device>,
+    pub physical: vk::PhysicalDevice,
+    debug: Option<ext::debug_utils::Device>,
+    queue: Mutex<Queue>,
+    allocator: ManuallyDrop<Mutex<Allocator>>,
+    /// Set when the driver says that the device is lost, or by a test that pretends it.
+    pub lost: AtomicBool,
+    instance: Arc<Instance>,
+}
+
+/// The one queue, and how far it is.
+pub(crate) struct Queue {
+    handle: vk::Queue,
+    timeline: vk::Semaphore,
+    submitted: u64,
+}
+
+/// How long to wait for the device before calling it lost.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+impl Context {
+    pub(crate) fn open(index: usize, options: &VulkanOptions) -> Result<Arc<Self>, VulkanError> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let instance = Arc::new(Instance::open(options.validation)?);
+        let found = instance.physical_devices()?;
+        let Some(physical) = found.get(index).copied() else {
+            return Err(VulkanError::NoSuchDevice { index, found: found.len() });
+        };
+        let info = instance.describe(index, physical);
+        let queue_family = usable(&instance, physical).map_err(|lacks| VulkanError::Refused {
+            device: format!("{} ({})", info.name, info.description),
+            lacks,
+        })?;
+        let capabilities = Capabilities::of(&instance, physical, queue_family);
+        let device = create_device(&instance, physical, queue_family, &capabilities)?;
+        let call = |call| move |result: vk::Result| VulkanError::Call { call, result: result.to_string() };
+        // SAFETY: the queue was asked for.
+        let handle = unsafe { device.get_device_queue(queue_family, 0) };
+        let mut kind = vk::SemaphoreTypeCreateInfo::default().semaphore_type(vk::SemaphoreType::TIMELINE);
+        let create = vk::SemaphoreCreateInfo::default().push_next(&mut kind);
+        // SAFETY: `create` lives through the call.
+        let timeline =
+            unsafe { device.create_semaphore(&create, None) }.map_err(call("vkCreateSemaphore"))?;
+        let allocator = Allocator::new(&AllocatorCreateDesc {
+            instance: instance.functions().clone(),
+            device: device.clone(),
+            physical_device: physical,
+            debug_settings: AllocatorDebugSettings::default(),
+            buffer_device_address: true,
+            // What is larger gets memory of its own.
+            allocation_sizes: AllocationSizes::new(64 << 20, 16 << 20),
+        })
+        .map_err(|error| VulkanError::Call { call: "the allocator's start", result: error.to_string() })?;
+        let pipelines = Pipelines::new(&instance, physical, &device, &capabilities, options)?;
+        let debug =
+            instance.validates().then(|| ext::debug_utils::Device::new(instance.functions(), &device));
+        let host_import = (capabilities.shares_memory && capabilities.import_alignment.is_some())
+            .then(|| ext::external_memory_host::Device::new(instance.functions(), &device));
+        Ok(Arc::new(Context {
+            info,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            capabilities,
+            pipelines,
+            queue_family,
+            always_stage: options.always_stage,
+            class: options.class,
+            host_import,
+            physical,
+            debug,
+            queue: Mutex::new(Queue { handle, timeline, submitted: 0 }),
+            allocator: ManuallyDrop::new(Mutex::new(allocator)),
+            lost: AtomicBool::new(false),
+            device,
+            instance,
+        }))
+    }
+
+    pub(crate) fn allocator(&self) -> MutexGuard<'_, Allocator> {
+        self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the validation layer has complained about so far.
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        self.instance.complaints()
+    }
+
+    /// Bytes that are free now, as far as the driver tells.
+    pub(crate) fn free(&self) -> u64 {
+        self.instance.memory(self.physical, OLDEST_VERSION).1
+    }
+
+    /// Gives an object the name that validation messages call it by.
+    pub(crate) fn name<T: vk::Handle>(&self, object: T, name: &str) {
+        if let (Some(debug), Ok(name)) = (&self.debug, CString::new(name)) {
+            let info = vk::DebugUtilsObjectNameInfoEXT::default().object_handle(object).object_name(&name);
+            // SAFETY: the object is of this device and alive. A name that is not given is no loss.
+            let _ = unsafe { debug.set_debug_utils_object_name(&info) };
+        }
+    }
+
+    /// A driver's answer as an error, which says what was being done.
+    pub(crate) fn error(&self, what: &str, result: vk::Result) -> DeviceError {
+        let device = self.info.name.clone();
+        let reason = format!("{what}: {result}");
+        match result {
+            vk::Result::ERROR_DEVICE_LOST => {
+                self.lost.store(true, Ordering::Relaxed);
+                DeviceError::Lost { device, reason }
+            }
+            _ => DeviceError::Driver { device, reason },
+        }
+    }
+
+    pub(crate) fn fault(&self, reason: String) -> DeviceError {
+        DeviceError::Driver { device: self.info.name.clone(), reason }
+    }
+
+    /// Hands command buffers to the queue, each a submission of its own; the number to [wait](Context::wait) for.
+    pub(crate) fn submit(&self, commands: &[vk::CommandBuffer]) -> Result<u64, DeviceError> {
+        if self.lost.load(Ordering::Relaxed) {
+            let (device, reason) = (self.info.name.clone(), "it was lost before".to_owned());
+            return Err(DeviceError::Lost { device, reason });
+        }
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        for command in commands {
+            let (buffers, semaphores) = ([*command], [queue.timeline]);
+            let values = [queue.submitted + 1];
+            let mut timeline = vk::TimelineSemaphoreSubmitInfo::default().signal_semaphore_values(&values);
+            let submit = [vk::SubmitInfo::default()
+                .command_buffers(&buffers)
+                .signal_semaphores(&semaphores)
+                .push_next(&mut timeline)];
+            // SAFETY: the commands were recorded from this device and are not running, which their owner sees to; the
+            // queue is ours while locked.
+            unsafe { self.device.queue_submit(queue.handle, &submit, vk::Fence::null()) }
+                .map_err(|result| self.error("vkQueueSubmit", result))?;
+            queue.submitted += 1;
+        }
+        Ok(queue.submitted)
+    }
+
+    /// Waits until everything up to submission `number` is done.
+    pub(crate) fn wait(&self, number: u64) -> Result<(), DeviceError> {
+        let timeline = self.queue.lock().unwrap_or_else(PoisonError::into_inner).timeline;
+        let (semaphores, values) = ([timeline], [number]);
+        let wait = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
+        // SAFETY: the semaphore is alive as long as `self`.
+        let waited = unsafe { self.device.wait_semaphores(&wait, PATIENCE.as_nanos() as u64) };
+        waited.map_err(|result| match result {
+            vk::Result::TIMEOUT => {
+                self.lost.store(true, Ordering::Relaxed);
+                DeviceError::Lost {
+                    device: self.info.name.clone(),
+                    reason: format!("no answer for {} s", PATIENCE.as_secs()),
+                }
+            }
+            other => self.error("vkWaitSemaphores", other),
+        })
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        let queue = self.queue.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: nobody else has the device: buffers and programs hold a `Context`. Work may still run, which is waited
+        // for; if the device is lost, there is none. Then everything made here goes, the device last.
+        unsafe {
+            let _ = self.device.device_wait_idle();
+            self.pipelines.destroy(&self.device);
+            self.device.destroy_semaphore(queue.timeline, None);
+            ManuallyDrop::drop(&mut self.allocator);
+            self.device.destroy_device(None);
+        }
+    }
+}
+
+/// A queue family that computes, or what the device lacks.
+pub(crate) fn usable(instance: &Instance, physical: vk::PhysicalDevice) -> Result<u32, String> {
+    let functions = instance.functions();
+    // SAFETY: `physical` comes from this instance, which is alive.
+    let version = unsafe { functions.get_physical_device_properties(physical) }.api_version;
+    if version < OLDEST_VERSION {
+        let (major, minor) = (vk::api_version_major(version), vk::api_version_minor(version));
+        return Err(format!("expected Vulkan 1.2 or newer, found {major}.{minor}"));
+    }
+    let missing = Required::missing(instance, physical);
+    if !missing.is_empty() {
+        return Err(format!("its driver lacks {}", missing.join(", ")));
+    }
+    // SAFETY: as above.
+    let families = unsafe { functions.get_physical_device_queue_family_properties(physical) };
+    let computes = |family: &vk::QueueFamilyProperties| family.queue_flags.contains(vk::QueueFlags::COMPUTE);
+    match families.iter().position(computes) {
+        Some(family) => Ok(family as u32),
+        None => Err(format!("none of its {} queue families computes", families.len())),
+    }
+}
+
+fn create_device(
+    instance: &Instance,
+    physical: vk::PhysicalDevice,
+    family: u32,
+    capabilities: &Capabilities,
+) -> Result<ash::Device, VulkanError> {
+    let queue = [vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&[1.0])];
+    let mut extensions: Vec<&CStr> = Vec::new();
+    if capabilities.import_alignment.is_some() {
+        extensions.push(ext::external_memory_host::NAME);
+    }
+    if capabilities.memory_budget {
+        extensions.push(ext::memory_budget::NAME);
+    }
+    let mut control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default()
+        .subgroup_size_control(true)
+        .compute_full_subgroups(true);
+    if capabilities.sized_subgroups {
+        extensions.push(ext::subgroup_size_control::NAME);
+    }
+    if instance.has(physical, khr::maintenance4::NAME) {
+        extensions.push(khr::maintenance4::NAME);
+    }
+    let extensions: Vec<_> = extensions.iter().map(|name| name.as_ptr()).collect();
+    let basic = vk::PhysicalDeviceFeatures::default().shader_int64(true).shader_int16(true);
+    let mut features11 = vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(true);
+    let mut features12 = vk::PhysicalDeviceVulkan12Features::default()
+        .buffer_device_address(true)
+        .scalar_block_layout(true)
+        .timeline_semaphore(true);
+    let mut features = vk::PhysicalDeviceFeatures2::default()
+        .features(basic)
+        .push_next(&mut features11)
+        .push_next(&mut features12);
+    if capabilities.sized_subgroups {
+        features = features.push_next(&mut control);
+    }
+    let create = vk::DeviceCreateInfo::default()
+        .queue_create_infos(&queue)
+        .enabled_extension_names(&extensions)
+        .push_next(&mut features);
+    // SAFETY: `physical` comes from this instance; `create` and what it points to live through the call; family,
+    // extensions and features are the device's.
+    let device = unsafe { instance.functions().create_device(physical, &create, None) };
+    device.map_err(|result| VulkanError::Call { call: "vkCreateDevice", result: result.to_string() })
+}

@@ -1,0 +1,325 @@
+//! Memory of the device: its own, or bytes of a file's map that it reads where they are.
+
+use crate::context::Context;
+use ash::vk;
+use backend_api::{Buffer, BufferUsage, DeviceError, HostBytes};
+use gpu_allocator::{
+    AllocationError, MemoryLocation,
+    vulkan::{Allocation, AllocationCreateDesc, AllocationScheme},
+};
+use std::{any::Any, fmt, sync::Arc};
+
+/// Beyond its size every buffer has room for this many bytes more, so that the last value may be read with its
+/// neighbours.
+const SLACK: usize = 64;
+
+/// A buffer with memory of its own, and an address.
+pub(crate) struct Memory {
+    context: Arc<Context>,
+    buffer: vk::Buffer,
+    /// `None` only while being dropped.
+    allocation: Option<Allocation>,
+    address: u64,
+}
+
+impl Memory {
+    /// Not zeroed.
+    pub(crate) fn new(
+        context: &Arc<Context>,
+        name: &str,
+        size: usize,
+        location: MemoryLocation,
+    ) -> Result<Memory, DeviceError> {
+        let out_of_memory = || DeviceError::OutOfMemory {
+            device: context.info.name.clone(),
+            what: name.to_owned(),
+            requested: size as u64,
+            available: context.free(),
+        };
+        let rounded = size.checked_add(SLACK).map(|size| size.next_multiple_of(16) as u64);
+        let rounded = rounded.ok_or_else(out_of_memory)?;
+        let largest = context.capabilities.largest_buffer;
+        if rounded > largest {
+            return Err(context.fault(format!(
+                "{name}: expected at most {largest} bytes in one buffer of this device, found {size}"
+            )));
+        }
+        let usage = vk::BufferUsageFlags::STORAGE_BUFFER
+            | vk::BufferUsageFlags::SHADER_DEVICE_ADDRESS
+            | vk::BufferUsageFlags::INDIRECT_BUFFER
+            | vk::BufferUsageFlags::TRANSFER_SRC
+            | vk::BufferUsageFlags::TRANSFER_DST;
+        let create = vk::BufferCreateInfo::default().size(rounded).usage(usage);
+        let device = &context.device;
+        let failed = |what: &str, result: vk::Result| match result {
+            vk::Result::ERROR_OUT_OF_DEVICE_MEMORY | vk::Result::ERROR_OUT_OF_HOST_MEMORY => out_of_memory(),
+            other => context.error(&format!("{what} for {name}"), other),
+        };
+        // SAFETY: `create` lives through the call.
+        let buffer =
+            unsafe { device.create_buffer(&create, None) }.map_err(|r| failed("vkCreateBuffer", r))?;
+        context.name(buffer, name);
+        // SAFETY: the buffer is of this device.
+        let requirements = unsafe { device.get_buffer_memory_requirements(buffer) };
+        let wish = AllocationCreateDesc {
+            name,
+            requirements,
+            location,
+            linear: true,
+            allocation_scheme: AllocationScheme::GpuAllocatorManaged,
+        };
+        let allocated = context.allocator().allocate(&wish);
+        let mut memory = Memory { context: Arc::clone(context), buffer, allocation: None, address: 0 };
+        memory.allocation = Some(allocated.map_err(|error| match error {
+            AllocationError::OutOfMemory => out_of_memory(),
+            other => context.fault(format!("memory for {name}: {other}")),
+        })?);
+        if let Some(allocation) = &memory.allocation {
+            // SAFETY: the memory was allocated for this buffer's requirements and is bound once.
+            unsafe { device.bind_buffer_memory(buffer, allocation.memory(), allocation.offset()) }
+                .map_err(|r| failed("vkBindBufferMemory", r))?;
+        }
+        let info = vk::BufferDeviceAddressInfo::default().buffer(buffer);
+        // SAFETY: the buffer is bound, and was created for having an address.
+        memory.address = unsafe { device.get_buffer_device_address(&info) };
+        Ok(memory)
+    }
+
+    pub(crate) fn buffer(&self) -> vk::Buffer {
+        self.buffer
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Where the CPU sees the first byte, if it does.
+    pub(crate) fn mapped(&self) -> Option<*mut u8> {
+        self.allocation.as_ref().and_then(Allocation::mapped_ptr).map(|pointer| pointer.as_ptr().cast())
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: whoever records commands with the buffer keeps it alive until they are done.
+        unsafe { self.context.device.destroy_buffer(self.buffer, None) };
+        if let Some(allocation) = self.allocation.take() {
+            // The allocator can only fail at this for an allocation that is not its own.
+            let _ = self.context.allocator().free(allocation);
+        }
+    }
+}
+
+/// Bytes of main memory that the device reads in place, through windows that overlap by half: buffers have a largest
+/// size, and whatever is shorter than half of it lies whole in one of them.
+pub(crate) struct Imported {
+    context: Arc<Context>,
+    bytes: HostBytes,
+    size: usize,
+    step: usize,
+    windows: Vec<Window>,
+}
+
+struct Window {
+    buffer: vk::Buffer,
+    memory: vk::DeviceMemory,
+    start: usize,
+    end: usize,
+    address: u64,
+}
+
+impl Imported {
+    /// `None` where the device cannot, or the bytes do not start at a page.
+    pub(crate) fn new(context: &Arc<Context>, bytes: &HostBytes) -> Result<Option<Self>, DeviceError> {
+        let (Some(_), Some(alignment)) = (&context.host_import, context.capabilities.import_alignment) else {
+            return Ok(None);
+        };
+        let alignment = alignment as usize;
+        let borrowed: &[u8] = (**bytes).as_ref();
+        let (start, size) = (borrowed.as_ptr() as usize, borrowed.len());
+        // What starts at a page is a map, whose last page is there as a whole.
+        if size == 0 || !start.is_multiple_of(alignment) || alignment > 4096 {
+            return Ok(None);
+        }
+        let whole = size.next_multiple_of(alignment);
+        let largest =
+            (context.capabilities.largest_buffer as usize).min(1 << 40) / (2 * alignment) * (2 * alignment);
+        let (length, step) = if whole <= largest { (whole, whole) } else { (largest, largest / 2) };
+        let mut imported = Imported {
+            context: Arc::clone(context),
+            bytes: Arc::clone(bytes),
+            size,
+            step,
+            windows: Vec::new(),
+        };
+        let mut at = 0;
+        loop {
+            let end = whole.min(at + length);
+            match imported.window(start + at, at, end) {
+                Ok(window) => imported.windows.push(window),
+                // The driver may refuse this kind of memory: then the bytes are copied.
+                Err(_) => return Ok(None),
+            }
+            if end == whole {
+                return Ok(Some(imported));
+            }
+            at += step;
+        }
+    }
+
+    fn window(&self, pointer: usize, start: usize, end: usize) -> Result<Window, vk::Result> {
+        let handle = vk::ExternalMemoryHandleTypeFlags::HOST_ALLOCATION_EXT;
+        let device = &self.context.device;
+        let size = (end - start) as u64;
+        let mut external = vk::ExternalMemoryBufferCreateInfo::default().handle_types(handle);
+        let create = vk::BufferCreateInfo::default()
+            .size(size)
+            .usage(
+                vk::BufferUsageFlags::STORAGE_BUFFER
+                    | vk::BufferUsageFlags::SHADER_DEVICE_ADDRESS
+                    | vk::BufferUsageFlags::TRANSFER_SRC,
+            )
+            .push_next(&mut external);
+        let functions = self.context.host_import.as_ref().ok_or(vk::Result::ERROR_EXTENSION_NOT_PRESENT)?;
+        let pointer = pointer as *mut std::ffi::c_void;
+        let mut properties = vk::MemoryHostPointerPropertiesEXT::default();
+        // SAFETY: `pointer` is the address of `size` mapped bytes, aligned as the driver asks.
+        unsafe {
+            (functions.fp().get_memory_host_pointer_properties_ext)(
+                device.handle(),
+                handle,
+                pointer,
+                &mut properties,
+            )
+        }
+        .result()?;
+        // SAFETY: `create` lives through the call.
+        let buffer = unsafe { device.create_buffer(&create, None) }?;
+        // SAFETY: the buffer is of this device.
+        let wanted = unsafe { device.get_buffer_memory_requirements(buffer) };
+        let kinds = wanted.memory_type_bits & properties.memory_type_bits;
+        let bind = || {
+            if kinds == 0 || wanted.size > size {
+                return Err(vk::Result::ERROR_INVALID_EXTERNAL_HANDLE);
+            }
+            let mut import =
+                vk::ImportMemoryHostPointerInfoEXT::default().handle_type(handle).host_pointer(pointer);
+            let mut flags =
+                vk::MemoryAllocateFlagsInfo::default().flags(vk::MemoryAllocateFlags::DEVICE_ADDRESS);
+            let allocate = vk::MemoryAllocateInfo::default()
+                .allocation_size(size)
+                .memory_type_index(kinds.trailing_zeros())
+                .push_next(&mut import)
+                .push_next(&mut flags);
+            // SAFETY: the bytes stay mapped as long as `self.bytes`; nothing of ours writes to them through the device.
+            let memory = unsafe { device.allocate_memory(&allocate, None) }?;
+            // SAFETY: memory and buffer are of this device and fit, and are bound once.
+            match unsafe { device.bind_buffer_memory(buffer, memory, 0) } {
+                Ok(()) => Ok(memory),
+                Err(result) => {
+                    // SAFETY: nothing uses it.
+                    unsafe { device.free_memory(memory, None) };
+                    Err(result)
+                }
+            }
+        };
+        match bind() {
+            Ok(memory) => {
+                let info = vk::BufferDeviceAddressInfo::default().buffer(buffer);
+                // SAFETY: the buffer is bound, and was created for having an address.
+                let address = unsafe { device.get_buffer_device_address(&info) };
+                Ok(Window { buffer, memory, start, end, address })
+            }
+            Err(result) => {
+                // SAFETY: nothing uses it.
+                unsafe { device.destroy_buffer(buffer, None) };
+                Err(result)
+            }
+        }
+    }
+
+    fn address(&self, offset: usize, len: usize) -> Option<u64> {
+        let end = offset.checked_add(len)?;
+        let holds = |window: &&Window| window.start <= offset && end <= window.end;
+        let window = self.windows.iter().find(holds)?;
+        Some(window.address + (offset - window.start) as u64)
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        (*self.bytes).as_ref()
+    }
+}
+
+impl Drop for Imported {
+    fn drop(&mut self) {
+        for window in &self.windows {
+            // SAFETY: whoever records commands with the buffer keeps `self` alive until they are done.
+            unsafe {
+                self.context.device.destroy_buffer(window.buffer, None);
+                self.context.device.free_memory(window.memory, None);
+            }
+        }
+    }
+}
+
+pub(crate) enum Bytes {
+    Owned(Memory),
+    Imported(Imported),
+}
+
+/// A buffer of a [`VulkanDevice`](crate::VulkanDevice).
+pub struct VulkanBuffer {
+    pub(crate) context: Arc<Context>,
+    pub(crate) size: usize,
+    pub(crate) usage: BufferUsage,
+    pub(crate) bytes: Bytes,
+}
+
+impl VulkanBuffer {
+    /// The address of `len` bytes at `offset`, which lie in it.
+    pub(crate) fn address(&self, offset: usize, len: usize) -> Result<u64, String> {
+        let size = self.size;
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            return Err(format!("{len} bytes at byte {offset} are beyond a buffer of {size} bytes"));
+        }
+        match &self.bytes {
+            Bytes::Owned(memory) => Ok(memory.address() + offset as u64),
+            Bytes::Imported(imported) => imported.address(offset, len).ok_or_else(|| {
+                format!(
+                    "{len} bytes at byte {offset} are more than this device reads in place ({})",
+                    imported.step
+                )
+            }),
+        }
+    }
+
+    pub(crate) fn is_writable(&self) -> bool {
+        matches!(self.bytes, Bytes::Owned(_))
+    }
+}
+
+impl Buffer for VulkanBuffer {
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn usage(&self) -> BufferUsage {
+        self.usage
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl fmt::Debug for VulkanBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &self.bytes {
+            Bytes::Owned(_) => "owned".to_owned(),
+            Bytes::Imported(imported) => {
+                format!("imported, {} windows of {}", imported.windows.len(), imported.size)
+            }
+        };
+        write!(f, "VulkanBuffer({} bytes, {:?}, {kind})", self.size, self.usage)
+    }
+}

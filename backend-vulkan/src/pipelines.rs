@@ -1,0 +1,222 @@
+//! Shaders as pipelines: made when first wanted, kept, and remembered on disk by the driver.
+
+use crate::{VulkanError, VulkanOptions, capabilities::Capabilities, instance::Instance};
+use ash::vk;
+use std::{
+    collections::HashMap,
+    env, fs,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
+
+macro_rules! spirv {
+    ($($name:literal)*) => {
+        /// All shaders by name, as they are checked in.
+        const SPIRV: &[(&str, &[u8])] = &[$(($name, include_bytes!(concat!("../spirv/", $name, ".spv")))),*];
+    };
+}
+
+spirv! {
+    "rows" "group" "attention_merge"
+    "attention_f32" "attention_f16" "attention_q8_0"
+    "embed_f32" "embed_f16" "embed_bf16" "embed_q4_0" "embed_q4_1" "embed_q5_0" "embed_q5_1" "embed_q8_0"
+    "embed_q2_k" "embed_q3_k" "embed_q4_k" "embed_q5_k" "embed_q6_k" "embed_iq4_nl" "embed_iq4_xs"
+    "product_lanes_f32" "product_lanes_f16" "product_lanes_bf16" "product_lanes_q4_0" "product_lanes_q4_1"
+    "product_lanes_q5_0" "product_lanes_q5_1" "product_lanes_q8_0" "product_lanes_q2_k" "product_lanes_q3_k"
+    "product_lanes_q4_k" "product_lanes_q5_k" "product_lanes_q6_k" "product_lanes_iq4_nl" "product_lanes_iq4_xs"
+}
+
+/// Bytes of push constants that every device has.
+pub(crate) const PUSH_BYTES: u32 = 128;
+
+/// A shader with the numbers it is specialised by; the first is the size of its work groups.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Shader {
+    pub name: String,
+    pub constants: Vec<u32>,
+    /// Its logic counts on subgroups of the device's size, all full.
+    pub whole_subgroups: bool,
+}
+
+/// The pipelines of a device.
+pub(crate) struct Pipelines {
+    pub layout: vk::PipelineLayout,
+    cache: vk::PipelineCache,
+    made: Mutex<HashMap<Shader, vk::Pipeline>>,
+    file: Option<PathBuf>,
+    notice: Option<String>,
+    subgroup: Option<u32>,
+}
+
+impl Pipelines {
+    pub(crate) fn new(
+        instance: &Instance,
+        physical: vk::PhysicalDevice,
+        device: &ash::Device,
+        capabilities: &Capabilities,
+        options: &VulkanOptions,
+    ) -> Result<Self, VulkanError> {
+        let call = |call| move |result: vk::Result| VulkanError::Call { call, result: result.to_string() };
+        let push = [vk::PushConstantRange {
+            stage_flags: vk::ShaderStageFlags::COMPUTE,
+            offset: 0,
+            size: PUSH_BYTES,
+        }];
+        let create = vk::PipelineLayoutCreateInfo::default().push_constant_ranges(&push);
+        // SAFETY: `create` lives through the call.
+        let layout = unsafe { device.create_pipeline_layout(&create, None) }
+            .map_err(call("vkCreatePipelineLayout"))?;
+        let file = cache_folder(options).map(|folder| folder.join(cache_name(instance, physical)));
+        let (known, notice) = match file.as_ref().map(fs::read) {
+            Some(Ok(bytes)) => match unseal(&bytes) {
+                Some(data) => (data.to_vec(), None),
+                None => {
+                    let path = file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
+                    (Vec::new(), Some(format!("ignoring the pipeline cache {path}, which is damaged")))
+                }
+            },
+            _ => (Vec::new(), None),
+        };
+        let create = vk::PipelineCacheCreateInfo::default().initial_data(&known);
+        // SAFETY: as above. Data of another driver is the driver's to refuse; it was written whole by us, under its name.
+        let cache =
+            unsafe { device.create_pipeline_cache(&create, None) }.map_err(call("vkCreatePipelineCache"))?;
+        let subgroup = capabilities.sized_subgroups.then_some(capabilities.subgroup);
+        Ok(Pipelines { layout, cache, made: Mutex::default(), file, notice, subgroup })
+    }
+
+    /// What the user should know of the cache on disk.
+    pub(crate) fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
+    }
+
+    pub(crate) fn get(&self, device: &ash::Device, shader: &Shader) -> Result<vk::Pipeline, vk::Result> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = made.get(shader) {
+            return Ok(*pipeline);
+        }
+        let pipeline = self.make(device, shader)?;
+        made.insert(shader.clone(), pipeline);
+        Ok(pipeline)
+    }
+
+    fn make(&self, device: &ash::Device, shader: &Shader) -> Result<vk::Pipeline, vk::Result> {
+        let found = SPIRV.iter().find(|(name, _)| *name == shader.name);
+        let (_, bytes) = found.ok_or(vk::Result::ERROR_INITIALIZATION_FAILED)?;
+        let words: Vec<u32> = bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        let create = vk::ShaderModuleCreateInfo::default().code(&words);
+        // SAFETY: the words are SPIR-V that our compiler wrote.
+        let module = unsafe { device.create_shader_module(&create, None) }?;
+        let entries: Vec<_> = (0..shader.constants.len() as u32)
+            .map(|id| vk::SpecializationMapEntry { constant_id: id, offset: 4 * id, size: 4 })
+            .collect();
+        let special = vk::SpecializationInfo::default()
+            .map_entries(&entries)
+            .data(bytemuck::cast_slice(&shader.constants));
+        let mut stage = vk::PipelineShaderStageCreateInfo::default()
+            .stage(vk::ShaderStageFlags::COMPUTE)
+            .module(module)
+            .name(c"main")
+            .specialization_info(&special);
+        let mut size = vk::PipelineShaderStageRequiredSubgroupSizeCreateInfo::default();
+        if let Some(subgroup) = self.subgroup.filter(|_| shader.whole_subgroups) {
+            size = size.required_subgroup_size(subgroup);
+            stage =
+                stage.flags(vk::PipelineShaderStageCreateFlags::REQUIRE_FULL_SUBGROUPS).push_next(&mut size);
+        }
+        let create = [vk::ComputePipelineCreateInfo::default().stage(stage).layout(self.layout)];
+        // SAFETY: everything that `create` points to lives through the call.
+        let made = unsafe { device.create_compute_pipelines(self.cache, &create, None) };
+        // SAFETY: a module may go once its pipelines are made.
+        unsafe { device.destroy_shader_module(module, None) };
+        made.map(|pipelines| pipelines[0]).map_err(|(_, result)| result)
+    }
+
+    /// Writes the cache and destroys everything.
+    ///
+    /// # Safety
+    /// `device` is that of [`Pipelines::new`]; no pipeline is in use or will be.
+    pub(crate) unsafe fn destroy(&self, device: &ash::Device) {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: as the caller says.
+        unsafe {
+            if let (Some(file), false) = (&self.file, made.is_empty())
+                && let Ok(data) = device.get_pipeline_cache_data(self.cache)
+            {
+                // A cache that cannot be written costs time, nothing else.
+                let _ = write_whole(file, &seal(&data));
+            }
+            for pipeline in made.values() {
+                device.destroy_pipeline(*pipeline, None);
+            }
+            device.destroy_pipeline_cache(self.cache, None);
+            device.destroy_pipeline_layout(self.layout, None);
+        }
+    }
+}
+
+/// Written beside and then renamed, so that nobody reads half a file.
+fn write_whole(file: &PathBuf, bytes: &[u8]) -> std::io::Result<()> {
+    if fs::read(file).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let beside = file.with_extension(format!("{}.tmp", std::process::id()));
+    fs::write(&beside, bytes)?;
+    fs::rename(&beside, file)
+}
+
+fn cache_folder(options: &VulkanOptions) -> Option<PathBuf> {
+    if let Some(folder) = &options.cache_folder {
+        return Some(folder.clone());
+    }
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let base = env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
+    base.or_else(home).map(|base| base.join("fathom"))
+}
+
+/// Another device or driver gets another file.
+fn cache_name(instance: &Instance, physical: vk::PhysicalDevice) -> String {
+    // SAFETY: the device is of this instance.
+    let found = unsafe { instance.functions().get_physical_device_properties(physical) };
+    let uuid: String = found.pipeline_cache_uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("vulkan-{:04x}-{:04x}-{:08x}-{uuid}.bin", found.vendor_id, found.device_id, found.driver_version)
+}
+
+const MAGIC: &[u8; 8] = b"fathomPC";
+
+/// The driver's data, with a sum that tells damage.
+fn seal(data: &[u8]) -> Vec<u8> {
+    [MAGIC.as_slice(), &sum(data).to_le_bytes(), data].concat()
+}
+
+fn unseal(bytes: &[u8]) -> Option<&[u8]> {
+    let (magic, rest) = bytes.split_first_chunk()?;
+    let (found, data) = rest.split_first_chunk()?;
+    (magic == MAGIC && *found == sum(data).to_le_bytes()).then_some(data)
+}
+
+/// FNV-1a.
+fn sum(data: &[u8]) -> u64 {
+    data.iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_cache_is_told_from_a_whole_one() {
+        let whole = seal(b"what a driver wrote");
+        assert_eq!(unseal(&whole), Some(b"what a driver wrote".as_slice()));
+        for cut in 0..whole.len() {
+            assert_eq!(unseal(&whole[..cut]), None, "{cut} bytes");
+            let mut damaged = whole.clone();
+            damaged[cut] ^= 1;
+            assert_eq!(unseal(&damaged), None, "byte {cut}");
+        }
+    }
+}

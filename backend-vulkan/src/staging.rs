@@ -1,0 +1,164 @@
+//! Copies between main memory and memory that only the device sees, through a ring of two pieces: one is filled while
+//! the other is on its way.
+
+use crate::{context::Context, memory::Memory};
+use ash::vk;
+use backend_api::DeviceError;
+use gpu_allocator::MemoryLocation;
+use std::sync::Arc;
+
+/// Bytes of a piece.
+const PIECE: usize = 8 << 20;
+
+pub(crate) struct Staging {
+    context: Arc<Context>,
+    pool: vk::CommandPool,
+    slots: Vec<Slot>,
+    next: usize,
+}
+
+struct Slot {
+    memory: Memory,
+    commands: vk::CommandBuffer,
+    /// The submission that last used it.
+    busy: u64,
+}
+
+impl Staging {
+    pub(crate) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+        let create = vk::CommandPoolCreateInfo::default()
+            .queue_family_index(context.queue_family)
+            .flags(vk::CommandPoolCreateFlags::RESET_COMMAND_BUFFER);
+        // SAFETY: `create` lives through the call.
+        let pool = unsafe { context.device.create_command_pool(&create, None) }
+            .map_err(|result| context.error("vkCreateCommandPool", result))?;
+        Ok(Staging { context: Arc::clone(context), pool, slots: Vec::new(), next: 0 })
+    }
+
+    /// The next slot, free.
+    fn slot(&mut self) -> Result<usize, DeviceError> {
+        if self.slots.len() < 2 {
+            let memory = Memory::new(&self.context, "staging", PIECE, MemoryLocation::CpuToGpu)?;
+            let create =
+                vk::CommandBufferAllocateInfo::default().command_pool(self.pool).command_buffer_count(1);
+            // SAFETY: the pool is ours.
+            let commands = unsafe { self.context.device.allocate_command_buffers(&create) }
+                .map_err(|result| self.context.error("vkAllocateCommandBuffers", result))?;
+            self.slots.push(Slot { memory, commands: commands[0], busy: 0 });
+            return Ok(self.slots.len() - 1);
+        }
+        let index = self.next;
+        self.next = 1 - self.next;
+        self.context.wait(self.slots[index].busy)?;
+        Ok(index)
+    }
+
+    /// Records `commands` between barriers that order them with everything else on the queue, and submits.
+    fn send(
+        &mut self,
+        index: usize,
+        commands: impl Fn(&ash::Device, vk::CommandBuffer, vk::Buffer),
+    ) -> Result<u64, DeviceError> {
+        let context = Arc::clone(&self.context);
+        let slot = &mut self.slots[index];
+        let failed = |result| context.error("recording a copy", result);
+        let begin = vk::CommandBufferBeginInfo::default().flags(vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT);
+        // SAFETY: the slot's last submission is done, so that its commands may be recorded anew.
+        unsafe {
+            context.device.begin_command_buffer(slot.commands, &begin).map_err(failed)?;
+            everything_before(&context.device, slot.commands);
+            commands(&context.device, slot.commands, slot.memory.buffer());
+            everything_before(&context.device, slot.commands);
+            context.device.end_command_buffer(slot.commands).map_err(failed)?;
+        }
+        slot.busy = context.submit(&[slot.commands])?;
+        Ok(slot.busy)
+    }
+
+    /// Returns before the bytes have arrived; later submissions see them.
+    pub(crate) fn write(&mut self, to: vk::Buffer, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        for (number, piece) in bytes.chunks(PIECE).enumerate() {
+            let index = self.slot()?;
+            let pointer = self.mapped(index)?;
+            // SAFETY: the slot is PIECE bytes and nobody uses it.
+            unsafe { pointer.copy_from_nonoverlapping(piece.as_ptr(), piece.len()) }
+            let region = [vk::BufferCopy {
+                src_offset: 0,
+                dst_offset: (offset + number * PIECE) as u64,
+                size: piece.len() as u64,
+            }];
+            self.send(index, |device, commands, staging| {
+                // SAFETY: the ranges lie in their buffers.
+                unsafe { device.cmd_copy_buffer(commands, staging, to, &region) }
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn read(
+        &mut self,
+        from: vk::Buffer,
+        offset: usize,
+        into: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        for (number, piece) in into.chunks_mut(PIECE).enumerate() {
+            let index = self.slot()?;
+            let region = [vk::BufferCopy {
+                src_offset: (offset + number * PIECE) as u64,
+                dst_offset: 0,
+                size: piece.len() as u64,
+            }];
+            let number = self.send(index, |device, commands, staging| {
+                // SAFETY: the ranges lie in their buffers.
+                unsafe { device.cmd_copy_buffer(commands, from, staging, &region) }
+            })?;
+            self.context.wait(number)?;
+            let pointer = self.mapped(index)?;
+            // SAFETY: the slot is PIECE bytes and the copy into it is done.
+            unsafe { pointer.copy_to_nonoverlapping(piece.as_mut_ptr(), piece.len()) }
+        }
+        Ok(())
+    }
+
+    /// Zeroes a whole buffer; later submissions see it.
+    pub(crate) fn clear(&mut self, buffer: vk::Buffer) -> Result<(), DeviceError> {
+        let index = self.slot()?;
+        self.send(index, |device, commands, _| {
+            // SAFETY: the buffer is alive and may be a transfer's target.
+            unsafe { device.cmd_fill_buffer(commands, buffer, 0, vk::WHOLE_SIZE, 0) }
+        })?;
+        Ok(())
+    }
+
+    /// Waits for all copies.
+    pub(crate) fn finish(&self) -> Result<(), DeviceError> {
+        let last = self.slots.iter().map(|slot| slot.busy).max().unwrap_or(0);
+        self.context.wait(last)
+    }
+
+    fn mapped(&self, index: usize) -> Result<*mut u8, DeviceError> {
+        let missing = || self.context.fault("staging memory that the CPU does not see".to_owned());
+        self.slots[index].memory.mapped().ok_or_else(missing)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let _ = self.finish();
+        // SAFETY: nothing recorded from the pool runs any more.
+        unsafe { self.context.device.destroy_command_pool(self.pool, None) };
+    }
+}
+
+/// A barrier between everything before and everything after.
+///
+/// # Safety
+/// `commands` is being recorded.
+pub(crate) unsafe fn everything_before(device: &ash::Device, commands: vk::CommandBuffer) {
+    let access = vk::AccessFlags::MEMORY_READ | vk::AccessFlags::MEMORY_WRITE;
+    let barrier = [vk::MemoryBarrier::default().src_access_mask(access).dst_access_mask(access)];
+    let stages = vk::PipelineStageFlags::ALL_COMMANDS;
+    let (none, host) = (vk::DependencyFlags::empty(), vk::PipelineStageFlags::HOST);
+    // SAFETY: as the caller says; the barrier lives through the call.
+    unsafe { device.cmd_pipeline_barrier(commands, stages | host, stages | host, none, &barrier, &[], &[]) }
+}

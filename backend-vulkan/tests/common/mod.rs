@@ -1,0 +1,33 @@
+//! Opening the first device as tests want it.
+#![allow(dead_code, reason = "each test uses some of it")]
+
+use backend_vulkan::{VulkanDevice, VulkanError, VulkanOptions};
+
+/// `vulkan0`, with the validation layer where there is one. `None`, said aloud, where this machine has no Vulkan, unless
+/// `FATHOM_REQUIRE_VULKAN` says that it must.
+pub fn open(options: VulkanOptions) -> Option<VulkanDevice> {
+    let required = std::env::var_os("FATHOM_REQUIRE_VULKAN").is_some();
+    let folder = std::env::temp_dir().join("fathom-test-pipelines");
+    let options = VulkanOptions { validation: true, cache_folder: Some(folder), ..options };
+    let opened = match VulkanDevice::open_with(0, &options) {
+        Err(VulkanError::NoValidation(missing)) if !required => {
+            println!("without validation: {missing}");
+            VulkanDevice::open_with(0, &VulkanOptions { validation: false, ..options })
+        }
+        other => other,
+    };
+    match opened {
+        Ok(device) => Some(device),
+        Err(error) if required => panic!("{error}"),
+        Err(error) => {
+            println!("skipped: {error}");
+            None
+        }
+    }
+}
+
+/// Fails if the validation layer has complained.
+pub fn assert_valid(device: &VulkanDevice) {
+    let messages = device.validation_messages();
+    assert!(messages.is_empty(), "{} complaints, first {}", messages.len(), messages[0]);
+}

@@ -15,7 +15,11 @@ layout(constant_id = 1) const uint SUBGROUP = 8;
 layout(constant_id = 2) const uint HEADS = 4;
 // Cached rows of each invocation in a tile, and latent elements.
 layout(constant_id = 3) const uint VECTORS = 1;
-layout(constant_id = 4) const uint ELEMENTS = 8;
+layout(constant_id = 4) const uint ELEMENTS = 8; // a multiple of 4
+
+// Whether heads of the query start at multiples of eight bytes, and whether four latent elements are loaded at once.
+layout(constant_id = 5) const uint PAIRS = 0;
+layout(constant_id = 6) const uint FOURS = 0;
 
 layout(push_constant, scalar) uniform PushBlock {
     AttentionPush push;
@@ -23,8 +27,8 @@ layout(push_constant, scalar) uniform PushBlock {
 
 const uint TILE = THREADS * VECTORS;
 const uint SUBGROUPS = THREADS / SUBGROUP;
-const uint LANES = SUBGROUP < 16 ? 8 : 16;
-const uint PARTS = 16 / LANES;
+// Lanes that 16 values are spread over, two to a lane.
+const uint LANES = 8;
 
 shared float weight[HEADS * TILE];
 shared float largest_of[HEADS * SUBGROUPS];
@@ -47,26 +51,32 @@ void scores(uint first, uint last) {
     }
     const uint units = (push.width + 31) / 32;
     for (uint unit = 0; unit < units; unit++) {
-        const uint start = unit_start(unit);
-        float own[HEADS][2 * PARTS];
+        const uint start = unit_start(unit) + 2 * (lane % LANES);
+        vec2 own[2 * HEADS];
         [[unroll]] for (uint h = 0; h < HEADS; h++) {
-            Floats from = Floats(query[h]);
-            [[unroll]] for (uint j = 0; j < 2 * PARTS; j++) {
-                const uint at = start + j * LANES + lane % LANES;
-                own[h][j] = 0.0;
-                if (at < push.width) {
-                    own[h][j] = from.at[at];
+            [[unroll]] for (uint r = 0; r < 2; r++) {
+                own[2 * h + r] = two_floats(query[h], start + 16 * r, push.width, PAIRS != 0, true);
+            }
+        }
+        Unit u[VECTORS];
+        [[unroll]] for (uint v = 0; v < VECTORS; v++) {
+            u[v] = load_unit(row[v], unit, push.width);
+        }
+        float part[HEADS * VECTORS];
+        [[unroll]] for (uint i = 0; i < HEADS * VECTORS; i++) {
+            part[i] = 0.0;
+        }
+        [[unroll]] for (uint i = 0; i < 32; i++) {
+            [[unroll]] for (uint h = 0; h < HEADS; h++) {
+                const float q = subgroupBroadcast(own[2 * h + i / 16][i % 2], i % 16 / 2);
+                [[unroll]] for (uint v = 0; v < VECTORS; v++) {
+                    part[h * VECTORS + v] = fma(u[v].level[i], q, part[h * VECTORS + v]);
                 }
             }
         }
-        [[unroll]] for (uint v = 0; v < VECTORS; v++) {
-            const Unit u = load_unit(row[v], unit, push.width);
-            [[unroll]] for (uint h = 0; h < HEADS; h++) {
-                float sum = 0.0;
-                [[unroll]] for (uint i = 0; i < 32; i++) {
-                    sum = fma(u.level[i], subgroupBroadcast(own[h][i / LANES], i % LANES), sum);
-                }
-                score[h * VECTORS + v] = fma(u.first.x, sum, score[h * VECTORS + v]);
+        [[unroll]] for (uint h = 0; h < HEADS; h++) {
+            [[unroll]] for (uint v = 0; v < VECTORS; v++) {
+                score[h * VECTORS + v] = fma(u[v].first.x, part[h * VECTORS + v], score[h * VECTORS + v]);
             }
         }
     }
@@ -82,6 +92,37 @@ float value(uint64_t row, uint at) {
     const uint64_t block = row + 34 * uint64_t(at / 32);
     const int level = bitfieldExtract(int(byte_at(block + 2, at % 32)), 0, 8);
     return from_half(half_word(block, 0)) * float(level);
+#endif
+}
+
+// The latent element that this invocation has as its `e`th: in fours, so that four are loaded at once.
+uint element(uint e) {
+    return 4 * ((e / 4) * THREADS + gl_LocalInvocationID.x) + e % 4;
+}
+
+// Elements `at` to `at + 3`.
+vec4 four_values(uint64_t row, uint at) {
+    if (FOURS == 0) {
+        vec4 four;
+        [[unroll]] for (uint i = 0; i < 4; i++) {
+            four[i] = value(row, min(at + i, push.latent - 1));
+        }
+        return four;
+    }
+    at = min(at, push.latent - 4);
+#if FORMAT == F32
+    Longs from = Longs(row + 4 * uint64_t(at));
+    return uintBitsToFloat(uvec4(unpackUint2x32(from.at[0]), unpackUint2x32(from.at[1])));
+#elif FORMAT == F16
+    const uvec2 bits = unpackUint2x32(Longs(row + 2 * uint64_t(at)).at[0]);
+    return vec4(unpackHalf2x16(bits.x), unpackHalf2x16(bits.y));
+#else
+    const uint64_t block = row + 34 * uint64_t(at / 32);
+    const float d = from_half(half_word(block, 0));
+    const int low = int(half_word(block, 1 + at % 32 / 2)), high = int(half_word(block, 2 + at % 32 / 2));
+    return d * vec4(ivec4(
+        bitfieldExtract(low, 0, 8), bitfieldExtract(low, 8, 8), bitfieldExtract(high, 0, 8), bitfieldExtract(high, 8, 8)
+    ));
 #endif
 }
 
@@ -160,11 +201,16 @@ void attend(uint row, uint first_head, uint chunk) {
             [[unroll]] for (uint i = 0; i < LANES; i++) {
                 if (block + i < count) {
                     const uint64_t at = push.cache + uint64_t(first + block + i) * push.cache_row;
-                    [[unroll]] for (uint e = 0; e < ELEMENTS; e++) {
-                        const float v = value(at, min(e * THREADS + thread, push.latent - 1));
-                        [[unroll]] for (uint h = 0; h < HEADS; h++) {
-                            result[h * ELEMENTS + e] =
-                                fma(subgroupBroadcast(own[h], i), v, result[h * ELEMENTS + e]);
+                    float w[HEADS];
+                    [[unroll]] for (uint h = 0; h < HEADS; h++) {
+                        w[h] = subgroupBroadcast(own[h], i);
+                    }
+                    [[unroll]] for (uint e = 0; e < ELEMENTS; e += 4) {
+                        const vec4 v = four_values(at, element(e));
+                        [[unroll]] for (uint j = 0; j < 4; j++) {
+                            [[unroll]] for (uint h = 0; h < HEADS; h++) {
+                                result[h * ELEMENTS + e + j] = fma(w[h], v[j], result[h * ELEMENTS + e + j]);
+                            }
                         }
                     }
                 }
@@ -189,8 +235,8 @@ void attend(uint row, uint first_head, uint chunk) {
                 divisor = sum[h];
             }
             [[unroll]] for (uint e = 0; e < ELEMENTS; e++) {
-                if (e * THREADS + thread < push.latent) {
-                    FloatsOut(to).at[e * THREADS + thread] = result[h * ELEMENTS + e] / divisor;
+                if (element(e) < push.latent) {
+                    FloatsOut(to).at[element(e)] = result[h * ELEMENTS + e] / divisor;
                 }
             }
         }

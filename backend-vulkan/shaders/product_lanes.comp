@@ -17,9 +17,11 @@ layout(constant_id = 2) const uint COLUMNS = 1;
 
 #include "product.glsl"
 
-// Lanes that activations are spread over: a run's length at most.
-const uint LANES = SUBGROUP < 16 ? 8 : 16;
-const uint PARTS = 16 / LANES;
+// Whether columns of activations start at multiples of eight bytes.
+layout(constant_id = 3) const uint PAIRS = 0;
+
+// Lanes that a run of 16 activations is spread over, two to a lane.
+const uint LANES = 8;
 
 void tile(ProductJob job, uint first_row, uint columns) {
     const uint lane = gl_SubgroupInvocationID;
@@ -33,51 +35,48 @@ void tile(ProductJob job, uint first_row, uint columns) {
     }
     const uint units = (job.k + 31) / 32;
     for (uint unit = 0; unit < units; unit++) {
-        const uint start = unit_start(unit);
-        // Lane l of `own[c][j]` has value LANES j + l of the unit's two runs.
-        float own[COLUMNS][2 * PARTS];
+        const uint start = unit_start(unit) + 2 * (lane % LANES);
+        // Of column c and run r, the lane's two values.
+        vec2 own[2 * COLUMNS];
         [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-            Floats from = Floats(x[c]);
-            [[unroll]] for (uint j = 0; j < 2 * PARTS; j++) {
-                const uint at = start + (j / PARTS) * RUN_DISTANCE + (j % PARTS) * LANES + lane % LANES;
-                own[c][j] = 0.0;
-#if PLAIN
-                if (at < job.k) {
-                    own[c][j] = from.at[at];
-                }
-#else
-                own[c][j] = from.at[at];
-#endif
+            [[unroll]] for (uint r = 0; r < 2; r++) {
+                own[2 * c + r] = two_floats(x[c], start + r * RUN_DISTANCE, job.k, PAIRS != 0, PLAIN != 0);
             }
         }
-#if HAS_OFFSET
-        float total[COLUMNS][2];
-        [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-            float run[2] = {0.0, 0.0};
-            [[unroll]] for (uint j = 0; j < 2 * PARTS; j++) {
-                run[j / PARTS] += own[c][j];
-            }
-            total[c][0] = subgroupAdd(lane < LANES ? run[0] : 0.0);
-            total[c][1] = subgroupAdd(lane < LANES ? run[1] : 0.0);
-        }
-#endif
+        Unit u[VECTORS];
         [[unroll]] for (uint v = 0; v < VECTORS; v++) {
-            const Unit u = load_unit(row[v], unit, job.k);
-            [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-                float first = 0.0, second = 0.0;
-                [[unroll]] for (uint i = 0; i < 16; i++) {
-                    first = fma(u.level[i], subgroupBroadcast(own[c][i / LANES], i % LANES), first);
-                    second = fma(u.level[16 + i], subgroupBroadcast(own[c][PARTS + i / LANES], i % LANES), second);
+            u[v] = load_unit(row[v], unit, job.k);
+        }
+        [[unroll]] for (uint r = 0; r < 2; r++) {
+            float part[VECTORS * COLUMNS];
+            [[unroll]] for (uint i = 0; i < VECTORS * COLUMNS; i++) {
+                part[i] = 0.0;
+            }
+            [[unroll]] for (uint i = 0; i < 16; i++) {
+                [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
+                    const float value = subgroupBroadcast(own[2 * c + r][i % 2], i / 2);
+                    [[unroll]] for (uint v = 0; v < VECTORS; v++) {
+                        part[v * COLUMNS + c] = fma(u[v].level[16 * r + i], value, part[v * COLUMNS + c]);
+                    }
                 }
-#if PLAIN
-                sum[v * COLUMNS + c] += first + second;
-#else
-                sum[v * COLUMNS + c] = fma(u.first.x, first, fma(u.second.x, second, sum[v * COLUMNS + c]));
+            }
+            [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
 #if HAS_OFFSET
-                sum[v * COLUMNS + c] =
-                    fma(u.first.y, total[c][0], fma(u.second.y, total[c][1], sum[v * COLUMNS + c]));
+                const vec2 pair = own[2 * c + r];
+                const float total = subgroupAdd(lane < LANES ? pair.x + pair.y : 0.0);
 #endif
+                [[unroll]] for (uint v = 0; v < VECTORS; v++) {
+                    const vec2 scale = r == 0 ? u[v].first : u[v].second;
+                    const uint i = v * COLUMNS + c;
+#if PLAIN
+                    sum[i] += part[i];
+#else
+                    sum[i] = fma(scale.x, part[i], sum[i]);
 #endif
+#if HAS_OFFSET
+                    sum[i] = fma(scale.y, total, sum[i]);
+#endif
+                }
             }
         }
     }

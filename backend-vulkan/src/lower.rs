@@ -190,6 +190,26 @@ impl Tensor {
         }
     }
 
+    /// Whether every row starts at a multiple of eight bytes.
+    fn is_aligned(&self) -> bool {
+        let outer = self.desc.shape.rank() - 1;
+        self.address.is_multiple_of(8) && self.desc.strides[..outer].iter().all(|s| s.is_multiple_of(8))
+    }
+
+    /// Whether values may be loaded two at a time.
+    fn in_pairs(&self) -> bool {
+        self.is_aligned() && self.width().is_multiple_of(2)
+    }
+
+    /// Whether weights may be loaded eight bytes at a time: see `WIDE` in `formats.glsl`.
+    fn loads_wide(&self) -> bool {
+        match self.desc.dtype {
+            DType::F32 => self.in_pairs(),
+            DType::F16 | DType::BF16 => self.is_aligned() && self.width().is_multiple_of(4),
+            dtype => !dtype.block_bytes().is_multiple_of(8) || self.is_aligned(),
+        }
+    }
+
     fn whole(&self, write: bool) -> Access {
         Access { span: self.address..self.address + self.span, write, rows: None }
     }
@@ -438,11 +458,7 @@ impl<'a> Lowering<'a> {
             fixed_count,
             padding: 0,
         };
-        let shader = Shader {
-            name: format!("embed_{}", name_of(table.desc.dtype)),
-            constants: vec![self.tuning.row_threads],
-            whole_subgroups: false,
-        };
+        let shader = Shader::simple(&format!("embed_{}", name_of(table.desc.dtype)), self.tuning.row_threads);
         let groups = [count_of(out.extent(0), 1, 1), Count::Fixed(1), Count::Fixed(1)];
         self.pieces.push(Piece {
             op: index,
@@ -511,7 +527,8 @@ impl<'a> Lowering<'a> {
         };
         let shader = Shader {
             name: format!("product_lanes_{}", name_of(w.desc.dtype)),
-            constants: vec![self.tuning.subgroup, shape.vectors, shape.columns],
+            constants: vec![self.tuning.subgroup, shape.vectors, shape.columns, u32::from(x.in_pairs())],
+            wide: self.tuning.wide_loads && w.loads_wide(),
             whole_subgroups: true,
         };
         let tile_rows = shape.vectors * self.tuning.subgroup;
@@ -540,11 +557,7 @@ impl<'a> Lowering<'a> {
             extent: job.extent,
             fixed_count: job.fixed_count,
         };
-        let shader = Shader {
-            name: "group".to_owned(),
-            constants: vec![self.tuning.row_threads],
-            whole_subgroups: false,
-        };
+        let shader = Shader::simple("group", self.tuning.row_threads);
         self.pieces.push(Piece {
             op: index,
             kind: Kind::Alone {
@@ -597,9 +610,19 @@ impl<'a> Lowering<'a> {
             Some(span) => accesses.push(Access { span: span.clone(), write: true, rows: None }),
             None => accesses.push(out.whole(true)),
         }
+        let wide = self.tuning.wide_loads && cache.loads_wide();
         let shader = Shader {
             name: format!("attention_{}", name_of(cache.desc.dtype)),
-            constants: vec![shape.threads, self.tuning.subgroup, shape.heads, shape.vectors, shape.elements],
+            constants: vec![
+                shape.threads,
+                self.tuning.subgroup,
+                shape.heads,
+                shape.vectors,
+                shape.elements,
+                u32::from(q.in_pairs()),
+                u32::from(wide && latent.is_multiple_of(4)),
+            ],
+            wide,
             whole_subgroups: true,
         };
         let across = if chunks > 1 { Count::KvLen(shape.chunk) } else { Count::Fixed(1) };
@@ -619,11 +642,7 @@ impl<'a> Lowering<'a> {
             chunk: shape.chunk,
             chunks,
         };
-        let shader = Shader {
-            name: "attention_merge".to_owned(),
-            constants: vec![self.tuning.row_threads],
-            whole_subgroups: false,
-        };
+        let shader = Shader::simple("attention_merge", self.tuning.row_threads);
         let groups = [Count::Rows(heads, 1, 0), Count::Fixed(1), Count::Fixed(1)];
         self.pieces.push(Piece {
             op: index,

@@ -29,14 +29,27 @@ spirv! {
 /// Bytes of push constants that every device has.
 pub(crate) const PUSH_BYTES: u32 = 128;
 
-/// A shader with the numbers it is specialised by; the first is the size of its work groups.
+/// A shader with the numbers it is specialised by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Shader {
     pub name: String,
+    /// Values from `constant_id` 0 on; the first is the size of its work groups.
     pub constants: Vec<u32>,
+    /// Whether weights are loaded eight bytes at a time.
+    pub wide: bool,
     /// Its logic counts on subgroups of the device's size, all full.
     pub whole_subgroups: bool,
 }
+
+impl Shader {
+    /// One that needs nothing but the size of its work groups.
+    pub(crate) fn simple(name: &str, threads: u32) -> Self {
+        Shader { name: name.to_owned(), constants: vec![threads], wide: false, whole_subgroups: false }
+    }
+}
+
+/// `constant_id` of [`Shader::wide`].
+const WIDE: u32 = 10;
 
 /// The pipelines of a device.
 pub(crate) struct Pipelines {
@@ -107,12 +120,14 @@ impl Pipelines {
         let create = vk::ShaderModuleCreateInfo::default().code(&words);
         // SAFETY: the words are SPIR-V that our compiler wrote.
         let module = unsafe { device.create_shader_module(&create, None) }?;
-        let entries: Vec<_> = (0..shader.constants.len() as u32)
-            .map(|id| vk::SpecializationMapEntry { constant_id: id, offset: 4 * id, size: 4 })
+        let ids = (0..shader.constants.len() as u32).chain([WIDE]);
+        let values: Vec<u32> = shader.constants.iter().copied().chain([u32::from(shader.wide)]).collect();
+        let entries: Vec<_> = (0..)
+            .zip(ids)
+            .map(|(index, id)| vk::SpecializationMapEntry { constant_id: id, offset: 4 * index, size: 4 })
             .collect();
-        let special = vk::SpecializationInfo::default()
-            .map_entries(&entries)
-            .data(bytemuck::cast_slice(&shader.constants));
+        let special =
+            vk::SpecializationInfo::default().map_entries(&entries).data(bytemuck::cast_slice(&values));
         let mut stage = vk::PipelineShaderStageCreateInfo::default()
             .stage(vk::ShaderStageFlags::COMPUTE)
             .module(module)

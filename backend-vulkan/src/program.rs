@@ -312,11 +312,11 @@ fn dispatch(task: &Task, tuning: &Tuning, step: u64, table: u64) -> (Shader, Vec
                 Extent::Rows => (1, 0, Count::Rows(1, 1, 0)),
                 Extent::Outputs => (2, 0, Count::Outputs(1, 1)),
             };
-            let push = RowsPush { step, table, ops: ops.len() as u32, extent: kind, fixed_count, padding: 0 };
+            let push = RowsPush { step, table, extent: kind, fixed_count };
+            let kinds = ops.iter().map(|op| op.kind);
             let shader = Shader {
-                name: "rows".to_owned(),
-                constants: vec![tuning.row_threads],
-                whole_subgroups: false,
+                constants: [tuning.row_threads, ops.len() as u32].into_iter().chain(kinds).collect(),
+                ..Shader::simple("rows", tuning.row_threads)
             };
             (shader, bytemuck::bytes_of(&push).to_vec(), [count, Count::Fixed(1), Count::Fixed(1)])
         }

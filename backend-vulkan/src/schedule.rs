@@ -56,8 +56,8 @@ fn same_rows(a: &Access, b: &Access) -> bool {
     rows_a.stride == rows_b.stride && last - first <= rows_a.stride
 }
 
-/// Longest chain, and most products in a dispatch.
-const MOST: usize = 24;
+/// Longest chain (`rows.comp` has constants for so many), and most products in a dispatch.
+const MOST: usize = 8;
 
 /// Orders pieces, which come in an order that respects data flow.
 pub(crate) fn schedule(pieces: Vec<Piece>, capacity: &Capacity) -> Vec<Launch> {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     fn product(op: usize, accesses: Vec<Access>) -> Piece {
-        let shader = Shader { name: "p".into(), constants: vec![8], whole_subgroups: true };
+        let shader = Shader::simple("p", 8);
         let job = ProductJob { m: 20, ..ProductJob::default() };
         let kind = Kind::Product { shader, job, batches: 1, tile_rows: 8, tiles: Count::Fixed(1) };
         Piece { op, kind, accesses }

@@ -80,10 +80,8 @@ shared! {
     struct RowsPush {
         step: u64,
         table: u64,
-        ops: u32,
         extent: u32,
         fixed_count: u32,
-        padding: u32,
     }
     struct EmbedPush {
         step: u64,

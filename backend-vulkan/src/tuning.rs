@@ -21,6 +21,8 @@ pub(crate) struct Tuning {
     pub row_threads: u32,
     /// Multiply-accumulates in a second, about; to cut long programs.
     pub macs_per_second: f64,
+    /// A load costs the same whatever its width.
+    pub wide_loads: bool,
     /// Cached rows below which a cache is not cut into chunks.
     chunk: u32,
     /// Work groups that fill the device.
@@ -57,12 +59,19 @@ impl Tuning {
                 subgroup,
                 row_threads: 32.max(subgroup),
                 macs_per_second: 4e9,
+                wide_loads: true,
                 chunk: 1024,
                 groups: 2,
             },
-            DeviceClass::Gpu => {
-                Tuning { class, subgroup, row_threads: 256, macs_per_second: 1e12, chunk: 128, groups: 256 }
-            }
+            DeviceClass::Gpu => Tuning {
+                class,
+                subgroup,
+                row_threads: 256,
+                macs_per_second: 1e12,
+                wide_loads: false,
+                chunk: 128,
+                groups: 256,
+            },
         }
     }
 
@@ -81,17 +90,18 @@ impl Tuning {
     }
 
     pub(crate) fn attention(&self, heads: u32, latent: u32, capacity: &Capacity) -> AttentionShape {
-        let threads = match self.class {
-            DeviceClass::Software => 64,
-            DeviceClass::Gpu => 128,
-        }
-        .max(self.subgroup);
-        let elements = latent.div_ceil(threads);
+        let (threads, vectors) = match self.class {
+            // Subgroups that wait for none other, where sums fit.
+            DeviceClass::Software => (latent.div_ceil(8).next_power_of_two().clamp(8, 64), 4),
+            DeviceClass::Gpu => (128, 1),
+        };
+        let threads = threads.max(self.subgroup);
+        let elements = latent.div_ceil(threads).next_multiple_of(4);
         // Sums are registers.
         let most = (64 / elements).clamp(1, 8);
         let tile_heads = heads.next_power_of_two().min(1 << most.ilog2());
         let groups = (heads.div_ceil(tile_heads) as usize).saturating_mul(capacity.rows) as u32;
-        let tile = threads;
+        let tile = threads * vectors;
         let chunk = if groups >= self.groups {
             u32::MAX
         } else {
@@ -99,6 +109,6 @@ impl Tuning {
             let least = (capacity.kv_len as u64).div_ceil(32) as u32;
             self.chunk.max(least).next_multiple_of(tile)
         };
-        AttentionShape { threads, heads: tile_heads, vectors: 1, elements, chunk }
+        AttentionShape { threads, heads: tile_heads, vectors, elements, chunk }
     }
 }

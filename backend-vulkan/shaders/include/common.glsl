@@ -42,6 +42,7 @@ uint extent(Step step, uint kind, uint fixed_count) {
     return kind == EXTENT_OUTPUTS ? step.outputs : fixed_count;
 }
 
+// Of the lower 16 bits.
 float from_half(uint bits) {
     return unpackHalf2x16(bits).x;
 }
@@ -87,4 +88,24 @@ bool is_finite(float value) {
 
 float nan() {
     return uintBitsToFloat(0x7fc00000u);
+}
+
+// Values `at` and `at + 1` of the row of `n` at `row`; zero beyond it, if it is to be minded. Together, if all rows start
+// at multiples of eight bytes, and `at` and `n` are even.
+vec2 two_floats(uint64_t row, uint at, uint n, bool together, bool mind) {
+    if (together) {
+        uint64_t pair = 0;
+        if (!mind || at < n) {
+            pair = Longs(row).at[at / 2];
+        }
+        return uintBitsToFloat(unpackUint2x32(pair));
+    }
+    vec2 two = vec2(0.0);
+    if (!mind || at < n) {
+        two.x = Floats(row).at[at];
+    }
+    if (!mind || at + 1 < n) {
+        two.y = Floats(row).at[at + 1];
+    }
+    return two;
 }

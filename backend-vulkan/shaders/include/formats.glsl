@@ -55,19 +55,59 @@ uint unit_start(uint unit) {
     return (unit / per_pair) * (2 * RUN_DISTANCE) + (unit % per_pair) * 16;
 }
 
-// 16 bytes from an address that is a multiple of 4, or of 2.
-void load_words(uint64_t address, out uint words[4]) {
-    Words from = Words(address);
-    [[unroll]] for (uint i = 0; i < 4; i++) {
-        words[i] = from.at[i];
+// Whether weights are loaded eight bytes at a time, from addresses that are multiples of eight. Where shaders run on the
+// CPU a load costs the same whatever its width. The caller has seen to it that rows of plain formats, and those of blocks
+// that are multiples of eight bytes long, start at such addresses, and that rows of 16-bit formats are multiples of four
+// values long.
+layout(constant_id = 10) const uint WIDE = 0;
+
+const bool WIDE_LOADS = WIDE != 0;
+
+// Eight bytes from an address that is a multiple of 2, and 16.
+uvec2 load_8(uint64_t address) {
+    if (!WIDE_LOADS) {
+        Halves from = Halves(address);
+        return uvec2(
+            uint(from.at[0]) | (uint(from.at[1]) << 16), uint(from.at[2]) | (uint(from.at[3]) << 16)
+        );
     }
+    // From the aligned ones around them; never from one that has none of the bytes.
+    const uint shift = 8 * (uint(address) & 7u);
+    const uint64_t low = Longs(address & ~uint64_t(7)).at[0];
+    const uint64_t high = Longs((address + 7) & ~uint64_t(7)).at[0];
+    return unpackUint2x32((low >> shift) | ((high << 1) << (63 - shift)));
 }
 
-void load_halves(uint64_t address, out uint words[4]) {
-    Halves from = Halves(address);
-    [[unroll]] for (uint i = 0; i < 4; i++) {
-        words[i] = uint(from.at[2 * i]) | (uint(from.at[2 * i + 1]) << 16);
+uvec4 load_16(uint64_t address) {
+    if (!WIDE_LOADS) {
+        return uvec4(load_8(address), load_8(address + 8));
     }
+    const uint shift = 8 * (uint(address) & 7u);
+    const uint64_t aligned = address & ~uint64_t(7);
+    const uint64_t low = Longs(aligned).at[0], middle = Longs(aligned).at[1];
+    const uint64_t high = Longs((address + 15) & ~uint64_t(7)).at[0];
+    return uvec4(
+        unpackUint2x32((low >> shift) | ((middle << 1) << (63 - shift))),
+        unpackUint2x32((middle >> shift) | ((high << 1) << (63 - shift)))
+    );
+}
+
+// 16 bytes from an address that is a multiple of 4, of 8 where loads are wide.
+uvec4 load_16_aligned(uint64_t address) {
+    if (WIDE_LOADS) {
+        Longs from = Longs(address);
+        return uvec4(unpackUint2x32(from.at[0]), unpackUint2x32(from.at[1]));
+    }
+    Words from = Words(address);
+    return uvec4(from.at[0], from.at[1], from.at[2], from.at[3]);
+}
+
+// 16 bytes of a block that is a multiple of four bytes long, but not of eight.
+uvec4 load_16_words(uint64_t address) {
+    if (WIDE_LOADS) {
+        return load_16(address);
+    }
+    return load_16_aligned(address);
 }
 
 uint half_word(uint64_t address, uint index) {
@@ -78,7 +118,12 @@ uint byte_at(uint64_t address, uint index) {
     return (half_word(address, index / 2) >> (8 * (index % 2))) & 0xffu;
 }
 
-uint bits_of(uint words[4], uint i, uint shift, uint mask) {
+uint byte_of(uvec4 words, uint index) {
+    const uint word = index < 8 ? (index < 4 ? words.x : words.y) : (index < 12 ? words.z : words.w);
+    return (word >> (8 * (index & 3u))) & 0xffu;
+}
+
+uint bits_of(uvec4 words, uint i, uint shift, uint mask) {
     return (words[i / 4] >> (8 * (i % 4) + shift)) & mask;
 }
 
@@ -91,16 +136,16 @@ float iq4_value(uint index) {
 #endif
 
 #if FORMAT == Q4_K || FORMAT == Q5_K
-// The 6-bit scale and minimum of group `g` in the 12 bytes at `packed`.
-vec2 k_scale_min(uint64_t at, uint g) {
+// The 6-bit scale and minimum of group `g`, of a block's first 16 bytes.
+vec2 k_scale_min(uvec4 head, uint g) {
     uint scale, minimum;
     if (g < 4) {
-        scale = byte_at(at, g) & 63u;
-        minimum = byte_at(at, 4 + g) & 63u;
+        scale = byte_of(head, 4 + g) & 63u;
+        minimum = byte_of(head, 8 + g) & 63u;
     } else {
-        const uint low = byte_at(at, 4 + g);
-        scale = (low & 15u) | ((byte_at(at, g - 4) >> 6) << 4);
-        minimum = (low >> 4) | ((byte_at(at, g) >> 6) << 4);
+        const uint low = byte_of(head, 8 + g);
+        scale = (low & 15u) | ((byte_of(head, g) >> 6) << 4);
+        minimum = (low >> 4) | ((byte_of(head, 4 + g) >> 6) << 4);
     }
     return vec2(float(scale), float(minimum));
 }
@@ -112,12 +157,19 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
     u.first = vec2(1.0, 0.0);
     u.second = vec2(1.0, 0.0);
 #if FORMAT == F32
-    Floats from = Floats(row + uint64_t(unit) * 128);
-    if (32 * unit + 32 <= k) {
-        [[unroll]] for (uint i = 0; i < 32; i++) {
-            u.level[i] = from.at[i];
+    if (WIDE_LOADS) {
+        Longs from = Longs(row + uint64_t(unit) * 128);
+        [[unroll]] for (uint i = 0; i < 16; i++) {
+            uint64_t pair = 0;
+            if (32 * unit + 2 * i < k) {
+                pair = from.at[i];
+            }
+            const uvec2 bits = unpackUint2x32(pair);
+            u.level[2 * i] = uintBitsToFloat(bits.x);
+            u.level[2 * i + 1] = uintBitsToFloat(bits.y);
         }
     } else {
+        Floats from = Floats(row + uint64_t(unit) * 128);
         [[unroll]] for (uint i = 0; i < 32; i++) {
             u.level[i] = 0.0;
             if (32 * unit + i < k) {
@@ -126,18 +178,37 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
         }
     }
 #elif FORMAT == F16 || FORMAT == BF16
-    Halves from = Halves(row + uint64_t(unit) * 64);
-    const bool whole = 32 * unit + 32 <= k;
-    [[unroll]] for (uint i = 0; i < 32; i++) {
-        uint bits = 0;
-        if (whole || 32 * unit + i < k) {
-            bits = uint(from.at[i]);
-        }
+    if (WIDE_LOADS) {
+        Longs from = Longs(row + uint64_t(unit) * 64);
+        [[unroll]] for (uint i = 0; i < 8; i++) {
+            uint64_t four = 0;
+            if (32 * unit + 4 * i < k) {
+                four = from.at[i];
+            }
+            const uvec2 bits = unpackUint2x32(four);
+            [[unroll]] for (uint j = 0; j < 2; j++) {
 #if FORMAT == F16
-        u.level[i] = from_half(bits);
+                const vec2 pair = unpackHalf2x16(bits[j]);
 #else
-        u.level[i] = uintBitsToFloat(bits << 16);
+                const vec2 pair = uintBitsToFloat(uvec2(bits[j] << 16, bits[j] & 0xffff0000u));
 #endif
+                u.level[4 * i + 2 * j] = pair.x;
+                u.level[4 * i + 2 * j + 1] = pair.y;
+            }
+        }
+    } else {
+        Halves from = Halves(row + uint64_t(unit) * 64);
+        [[unroll]] for (uint i = 0; i < 32; i++) {
+            uint bits = 0;
+            if (32 * unit + i < k) {
+                bits = uint(from.at[i]);
+            }
+#if FORMAT == F16
+            u.level[i] = from_half(bits);
+#else
+            u.level[i] = uintBitsToFloat(bits << 16);
+#endif
+        }
     }
 #elif FORMAT == Q4_0 || FORMAT == Q4_1 || FORMAT == Q5_0 || FORMAT == Q5_1 || FORMAT == IQ4_NL
 #if FORMAT == Q4_0 || FORMAT == IQ4_NL
@@ -149,20 +220,25 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
 #else
     const uint64_t block = row + uint64_t(unit) * 24, quants = block + 8;
 #endif
-    uint words[4];
-    const float d = from_half(half_word(block, 0));
-#if FORMAT == Q4_1 || FORMAT == Q5_1
-    load_words(quants, words);
-    const float offset = from_half(half_word(block, 1));
+#if FORMAT == Q5_1
+    const uvec2 head = WIDE_LOADS ? unpackUint2x32(Longs(block).at[0]) : load_8(block);
+    const uvec4 words = load_16_aligned(quants);
+    const float d = from_half(head.x), offset = from_half(head.x >> 16);
+    const uint high = head.y;
+#elif FORMAT == Q5_0
+    const uvec2 head = load_8(block);
+    const uvec4 words = load_16(quants);
+    const float d = from_half(head.x), offset = -16.0 * d;
+    const uint high = (head.x >> 16) | (head.y << 16);
+#elif FORMAT == Q4_1
+    const uint head = Words(block).at[0];
+    const uvec4 words = load_16_words(quants);
+    const float d = from_half(head), offset = from_half(head >> 16);
 #else
-    load_halves(quants, words);
+    const float d = from_half(half_word(block, 0));
+    const uvec4 words = load_16(quants);
 #endif
-#if FORMAT == Q5_0
-    const uint high = half_word(block, 1) | (half_word(block, 2) << 16);
-    const float offset = -16.0 * d;
-#elif FORMAT == Q5_1
-    const uint high = half_word(block, 2) | (half_word(block, 3) << 16);
-#elif FORMAT == Q4_0
+#if FORMAT == Q4_0
     const float offset = -8.0 * d;
 #elif FORMAT == IQ4_NL
     const float offset = 0.0;
@@ -185,24 +261,22 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
     u.second = u.first;
 #elif FORMAT == Q8_0
     const uint64_t block = row + uint64_t(unit) * 34;
-    Halves from = Halves(block);
-    u.first = vec2(from_half(uint(from.at[0])), 0.0);
+    u.first = vec2(from_half(half_word(block, 0)), 0.0);
     u.second = u.first;
-    [[unroll]] for (uint i = 0; i < 16; i++) {
-        const int pair = int(uint(from.at[1 + i]));
-        u.level[2 * i] = float(bitfieldExtract(pair, 0, 8));
-        u.level[2 * i + 1] = float(bitfieldExtract(pair, 8, 8));
+    const uvec4 words[2] = {load_16(block + 2), load_16(block + 18)};
+    [[unroll]] for (uint i = 0; i < 32; i++) {
+        u.level[i] = float(bitfieldExtract(int(words[i / 16][i % 16 / 4]), int(8 * (i % 4)), 8));
     }
 #elif FORMAT == Q2_K
     const uint64_t block = row + uint64_t(unit / 8) * 84;
     const uint in_block = unit % 8, part = in_block / 4, shift = 4 * (in_block / 2 % 2), group = in_block % 2;
-    uint words[4];
-    load_words(block + 16 + 32 * part + 16 * group, words);
+    const uvec4 words = load_16_words(block + 16 + 32 * part + 16 * group);
     [[unroll]] for (uint i = 0; i < 16; i++) {
         u.level[i] = float(bits_of(words, i, shift, 3u));
         u.level[16 + i] = float(bits_of(words, i, shift + 2, 3u));
     }
-    const float d = from_half(half_word(block, 40)), dmin = from_half(half_word(block, 41));
+    const uint head = Words(block).at[20];
+    const float d = from_half(head), dmin = from_half(head >> 16);
     // Group of 16 that the first run is; the second is two further on.
     const uint g = 8 * part + shift + group;
     const uint one = byte_at(block, g), two = byte_at(block, g + 2);
@@ -211,9 +285,7 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
 #elif FORMAT == Q3_K
     const uint64_t block = row + uint64_t(unit / 8) * 110;
     const uint in_block = unit % 8, part = in_block / 4, shift = 4 * (in_block / 2 % 2), group = in_block % 2;
-    uint words[4], high[4];
-    load_halves(block + 32 + 32 * part + 16 * group, words);
-    load_halves(block + 16 * group, high);
+    const uvec4 words = load_16(block + 32 + 32 * part + 16 * group), high = load_16(block + 16 * group);
     const uint bit = 4 * part + shift / 2;
     [[unroll]] for (uint i = 0; i < 16; i++) {
         u.level[i] = float(bits_of(words, i, shift, 3u) | (bits_of(high, i, bit, 1u) << 2));
@@ -237,11 +309,9 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
     const uint64_t block = row + uint64_t(unit / 8) * 176, quants = block + 48;
 #endif
     const uint chunk = unit % 8 / 2, group = unit % 2;
-    uint words[4];
-    load_words(quants + 32 * chunk + 16 * group, words);
+    const uvec4 head = load_16_aligned(block), words = load_16_aligned(quants + 32 * chunk + 16 * group);
 #if FORMAT == Q5_K
-    uint high[4];
-    load_words(block + 16 + 16 * group, high);
+    const uvec4 high = load_16_aligned(block + 16 + 16 * group);
 #endif
     [[unroll]] for (uint i = 0; i < 16; i++) {
         uint low = bits_of(words, i, 0, 15u), up = bits_of(words, i, 4, 15u);
@@ -252,16 +322,14 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
         u.level[i] = float(low);
         u.level[16 + i] = float(up);
     }
-    const float d = from_half(half_word(block, 0)), dmin = from_half(half_word(block, 1));
-    const vec2 one = k_scale_min(block + 4, 2 * chunk), two = k_scale_min(block + 4, 2 * chunk + 1);
+    const float d = from_half(head.x), dmin = from_half(head.x >> 16);
+    const vec2 one = k_scale_min(head, 2 * chunk), two = k_scale_min(head, 2 * chunk + 1);
     u.first = vec2(d * one.x, -dmin * one.y);
     u.second = vec2(d * two.x, -dmin * two.y);
 #elif FORMAT == Q6_K
     const uint64_t block = row + uint64_t(unit / 8) * 210;
     const uint part = unit % 8 / 4, r = unit % 4;
-    uint words[4], high[4];
-    load_halves(block + 64 * part + 16 * r, words);
-    load_halves(block + 128 + 32 * part + 16 * (r % 2), high);
+    const uvec4 words = load_16(block + 64 * part + 16 * r), high = load_16(block + 128 + 32 * part + 16 * (r % 2));
     const uint shift = 2 * (r / 2);
     [[unroll]] for (uint i = 0; i < 16; i++) {
         u.level[i] = float(bits_of(words, i, 0, 15u) | (bits_of(high, i, shift, 3u) << 4));
@@ -276,15 +344,15 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
 #elif FORMAT == IQ4_XS
     const uint64_t block = row + uint64_t(unit / 8) * 136;
     const uint g = unit % 8;
-    uint words[4];
-    load_words(block + 8 + 16 * g, words);
+    const uvec2 head = WIDE_LOADS ? unpackUint2x32(Longs(block).at[0]) : load_8(block);
+    const uvec4 words = load_16_aligned(block + 8 + 16 * g);
     [[unroll]] for (uint i = 0; i < 16; i++) {
         u.level[i] = iq4_value(bits_of(words, i, 0, 15u));
         u.level[16 + i] = iq4_value(bits_of(words, i, 4, 15u));
     }
-    const uint low = (byte_at(block + 4, g / 2) >> (4 * (g % 2))) & 15u;
-    const uint top = (half_word(block, 1) >> (2 * g)) & 3u;
-    const float scale = from_half(half_word(block, 0)) * (float(low | (top << 4)) - 32.0);
+    const uint low = (head.y >> (4 * g)) & 15u;
+    const uint top = (head.x >> (16 + 2 * g)) & 3u;
+    const float scale = from_half(head.x) * (float(low | (top << 4)) - 32.0);
     u.first = vec2(scale, 0.0);
     u.second = u.first;
 #endif

@@ -41,10 +41,8 @@ struct RowOp {
 struct RowsPush {
     uint64_t step;
     uint64_t table;
-    uint ops;
     uint extent;
     uint fixed_count;
-    uint padding;
 };
 
 struct EmbedPush {

@@ -24,6 +24,12 @@ pub trait Observer {
         false
     }
 
+    /// The program handed so much work to its device's queue: one submission, unless it had to be cut. Devices without a
+    /// queue say nothing.
+    fn submitted(&mut self, submissions: usize) {
+        let _ = submissions;
+    }
+
     /// An operation ran.
     fn op(&mut self, event: OpEvent<'_>) {
         let _ = event;

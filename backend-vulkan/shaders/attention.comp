@@ -246,6 +246,7 @@ void attend(uint row, uint first_head, uint chunk) {
 void main() {
     const uint rows = Step(push.step).rows;
     for (uint row = gl_WorkGroupID.y; row < rows; row += gl_NumWorkGroups.y) {
-        attend(row, gl_WorkGroupID.x * HEADS, gl_WorkGroupID.z);
+        // A dispatch that would take too long comes in pieces.
+        attend(row, push.first_head + gl_WorkGroupID.x * HEADS, gl_WorkGroupID.z);
     }
 }

@@ -91,8 +91,10 @@ void tile(ProductJob job, uint first_row, uint columns) {
 }
 
 void main() {
-    const ProductJob job = find_job(gl_WorkGroupID.x);
-    const uint local = gl_WorkGroupID.x - job.first_group;
+    // A dispatch that would take too long comes in pieces.
+    const uint group = push.first_group + gl_WorkGroupID.x;
+    const ProductJob job = find_job(group);
+    const uint local = group - job.first_group;
     const uint tiles = (job.m + VECTORS * SUBGROUP - 1) / (VECTORS * SUBGROUP);
     const uint batch = local / tiles;
     const uint first_row = local % tiles * VECTORS * SUBGROUP;

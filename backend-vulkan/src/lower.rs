@@ -5,7 +5,7 @@ use backend_api::{
     Capacity, DType, Extent, Gating, Op, OpDesc, ProgramDesc, ProgramOp, RopeAttributes, Step, TensorDesc,
     Unsupported,
 };
-use std::{any::Any, ops::Range};
+use std::{any::Any, mem::offset_of, ops::Range};
 
 /// Bytes that a piece touches.
 #[derive(Clone, Debug)]
@@ -69,8 +69,9 @@ pub(crate) enum Kind {
     Row { op: RowOp, extent: Extent },
     /// A matrix product, which may share its dispatch with others of the same shader.
     Product { shader: Shader, job: ProductJob, batches: u32, tile_rows: u32, tiles: Count },
-    /// A dispatch of its own.
-    Alone { shader: Shader, push: Vec<u8>, groups: [Count; 3] },
+    /// A dispatch of its own. `first`: where in its push constants the first work group of a piece stands, and how many
+    /// each stands for, if it may come in pieces.
+    Alone { shader: Shader, push: Vec<u8>, groups: [Count; 3], first: Option<(usize, u32)> },
 }
 
 /// Tables of cosines and sines for the positions of a step.
@@ -462,7 +463,7 @@ impl<'a> Lowering<'a> {
         let groups = [count_of(out.extent(0), 1, 1), Count::Fixed(1), Count::Fixed(1)];
         self.pieces.push(Piece {
             op: index,
-            kind: Kind::Alone { shader, push: bytemuck::bytes_of(&push).to_vec(), groups },
+            kind: Kind::Alone { shader, push: bytemuck::bytes_of(&push).to_vec(), groups, first: None },
             accesses: vec![table.whole(false), ids.whole(false), out.whole(true)],
         });
     }
@@ -564,6 +565,7 @@ impl<'a> Lowering<'a> {
                 shader,
                 push: bytemuck::bytes_of(&push).to_vec(),
                 groups: [Count::Fixed(1); 3],
+                first: None,
             },
             accesses: vec![
                 ids.whole(false),
@@ -629,7 +631,12 @@ impl<'a> Lowering<'a> {
         let groups = [Count::Fixed(heads.div_ceil(shape.heads)), Count::Rows(1, 1, 0), across];
         self.pieces.push(Piece {
             op: index,
-            kind: Kind::Alone { shader, push: bytemuck::bytes_of(&push).to_vec(), groups },
+            kind: Kind::Alone {
+                shader,
+                push: bytemuck::bytes_of(&push).to_vec(),
+                groups,
+                first: Some((offset_of!(AttentionPush, first_head), shape.heads)),
+            },
             accesses,
         });
         let Some(span) = partial else { return };
@@ -646,7 +653,7 @@ impl<'a> Lowering<'a> {
         let groups = [Count::Rows(heads, 1, 0), Count::Fixed(1), Count::Fixed(1)];
         self.pieces.push(Piece {
             op: index,
-            kind: Kind::Alone { shader, push: bytemuck::bytes_of(&merge).to_vec(), groups },
+            kind: Kind::Alone { shader, push: bytemuck::bytes_of(&merge).to_vec(), groups, first: None },
             accesses: vec![Access { span, write: false, rows: None }, out.whole(true)],
         });
     }

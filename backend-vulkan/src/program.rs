@@ -15,7 +15,7 @@ use backend_api::{
     BufferRef, Capacity, DeviceError, Extent, Observer, Op, OpDesc, OpEvent, Program, ProgramDesc, Step, Work,
 };
 use gpu_allocator::MemoryLocation;
-use std::{sync::Arc, time::Duration};
+use std::{mem::offset_of, sync::Arc, time::Duration};
 
 /// What [`VulkanDevice::compile`](crate::VulkanDevice) makes.
 pub(crate) struct VulkanProgram {
@@ -138,21 +138,26 @@ impl VulkanProgram {
         let (mut seconds, full) = (0.0, program.capacity.full_step());
         for (launch, offset) in launches.into_iter().zip(tables) {
             let work: u64 = launch.ops.iter().map(|op| descs[*op].work(&full).macs).sum();
-            let own = work as f64 / tuning.macs_per_second;
-            let cut = program.capacity.rows > 1 && seconds > 0.0 && seconds + own > SUBMISSION;
-            seconds = if cut { own } else { seconds + own };
-            let (shader, push, sizes) = dispatch(&launch.task, &tuning, step.address(), table + offset);
-            let pipeline = context.pipelines.get(&context.device, &shader);
+            let whole = dispatch(&launch.task, &tuning, step.address(), table + offset);
+            let pipeline = context.pipelines.get(&context.device, &whole.shader);
             let pipeline =
-                pipeline.map_err(|result| context.error(&format!("shader {}", shader.name), result))?;
-            let largest = context.capabilities.largest_count;
-            let groups = if sizes.iter().all(|count| count.is_fixed()) {
-                Groups::Fixed(sizes.map(|count| count.at(&full).min(largest)))
-            } else {
-                counts.push(sizes);
-                Groups::Counted(counts.len() - 1)
-            };
-            dispatches.push(Dispatch { pipeline, push, groups, waits: launch.waits, ops: launch.ops, cut });
+                pipeline.map_err(|result| context.error(&format!("shader {}", whole.shader.name), result))?;
+            let seconds_whole = work as f64 / tuning.macs_per_second;
+            let pieces = whole.pieces(if program.capacity.rows > 1 { seconds_whole } else { 0.0 });
+            let own = seconds_whole / pieces.len() as f64;
+            for (number, (push, sizes)) in pieces.into_iter().enumerate() {
+                let cut = program.capacity.rows > 1 && seconds > 0.0 && seconds + own > SUBMISSION;
+                seconds = if cut { own } else { seconds + own };
+                let largest = context.capabilities.largest_count;
+                let groups = if sizes.iter().all(|count| count.is_fixed()) {
+                    Groups::Fixed(sizes.map(|count| count.at(&full).min(largest)))
+                } else {
+                    counts.push(sizes);
+                    Groups::Counted(counts.len() - 1)
+                };
+                let waits = launch.waits && number == 0;
+                dispatches.push(Dispatch { pipeline, push, groups, waits, ops: launch.ops.clone(), cut });
+            }
         }
         let create = vk::CommandPoolCreateInfo::default().queue_family_index(context.queue_family);
         // SAFETY: `create` lives through the call.
@@ -303,8 +308,35 @@ impl VulkanProgram {
     }
 }
 
-/// The shader of a dispatch, its push constants, and its sizes.
-fn dispatch(task: &Task, tuning: &Tuning, step: u64, table: u64) -> (Shader, Vec<u8>, [Count; 3]) {
+/// A dispatch before it is cut.
+struct Whole {
+    shader: Shader,
+    push: Vec<u8>,
+    sizes: [Count; 3],
+    /// Where in `push` the first work group of a piece stands, and how many each stands for, if pieces are possible.
+    first: Option<(usize, u32)>,
+}
+
+impl Whole {
+    /// Push constants and sizes of its pieces, none of which takes much longer than a submission may.
+    fn pieces(self, seconds: f64) -> Vec<(Vec<u8>, [Count; 3])> {
+        let [Count::Fixed(groups), y, z] = self.sizes else { return vec![(self.push, self.sizes)] };
+        let wanted = (seconds / SUBMISSION).ceil().max(1.0) as u32;
+        let Some((at, stands_for)) = self.first.filter(|_| wanted > 1 && groups > 1) else {
+            return vec![(self.push, self.sizes)];
+        };
+        let each = groups.div_ceil(wanted.min(groups));
+        let piece = |start: u32| {
+            let mut push = self.push.clone();
+            push[at..at + 4].copy_from_slice(&(start * stands_for).to_le_bytes());
+            (push, [Count::Fixed(each.min(groups - start)), y, z])
+        };
+        (0..groups).step_by(each as usize).map(piece).collect()
+    }
+}
+
+/// What a task is as a dispatch.
+fn dispatch(task: &Task, tuning: &Tuning, step: u64, table: u64) -> Whole {
     match task {
         Task::Rows { ops, extent } => {
             let (kind, fixed_count, count) = match extent {
@@ -318,15 +350,21 @@ fn dispatch(task: &Task, tuning: &Tuning, step: u64, table: u64) -> (Shader, Vec
                 constants: [tuning.row_threads, ops.len() as u32].into_iter().chain(kinds).collect(),
                 ..Shader::simple("rows", tuning.row_threads)
             };
-            (shader, bytemuck::bytes_of(&push).to_vec(), [count, Count::Fixed(1), Count::Fixed(1)])
+            let push = bytemuck::bytes_of(&push).to_vec();
+            Whole { shader, push, sizes: [count, Count::Fixed(1), Count::Fixed(1)], first: None }
         }
         Task::Products { shader, jobs, groups, tiles } => {
-            let push = ProductPush { step, table, jobs: jobs.len() as u32, padding: 0 };
-            let tiles = most(tiles);
-            let push = bytemuck::bytes_of(&push).to_vec();
-            (shader.clone(), push, [Count::Fixed(*groups), tiles, Count::Fixed(1)])
+            let push = ProductPush { step, table, jobs: jobs.len() as u32, first_group: 0 };
+            Whole {
+                shader: shader.clone(),
+                push: bytemuck::bytes_of(&push).to_vec(),
+                sizes: [Count::Fixed(*groups), most(tiles), Count::Fixed(1)],
+                first: Some((offset_of!(ProductPush, first_group), 1)),
+            }
         }
-        Task::Alone { shader, push, groups } => (shader.clone(), push.clone(), *groups),
+        Task::Alone { shader, push, groups, first } => {
+            Whole { shader: shader.clone(), push: push.clone(), sizes: *groups, first: *first }
+        }
     }
 }
 
@@ -385,6 +423,7 @@ impl Program for VulkanProgram {
             return Err(self.context.fault(reason));
         }
         self.write_step(step);
+        observer.submitted(self.plain.commands.len());
         if !observer.wants_ops() {
             return self.context.wait(self.context.submit(&self.plain.commands)?);
         }

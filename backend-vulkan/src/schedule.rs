@@ -20,7 +20,7 @@ pub(crate) enum Task {
     /// Products of one shader.
     Products { shader: Shader, jobs: Vec<ProductJob>, groups: u32, tiles: Vec<Count> },
     /// Anything else.
-    Alone { shader: Shader, push: Vec<u8>, groups: [Count; 3] },
+    Alone { shader: Shader, push: Vec<u8>, groups: [Count; 3], first: Option<(usize, u32)> },
 }
 
 /// One dispatch.
@@ -145,8 +145,8 @@ fn launch(pieces: &[Piece], taken: &[usize]) -> Launch {
         Kind::Product { shader, .. } => {
             Task::Products { shader: shader.clone(), jobs, groups, tiles: all_tiles }
         }
-        Kind::Alone { shader, push, groups } => {
-            Task::Alone { shader: shader.clone(), push: push.clone(), groups: *groups }
+        Kind::Alone { shader, push, groups, first } => {
+            Task::Alone { shader: shader.clone(), push: push.clone(), groups: *groups, first: *first }
         }
     };
     let ops = taken.iter().map(|index| pieces[*index].op).collect();

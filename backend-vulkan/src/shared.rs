@@ -123,7 +123,7 @@ shared! {
         step: u64,
         table: u64,
         jobs: u32,
-        padding: u32,
+        first_group: u32,
     }
     struct GroupPush {
         step: u64,
@@ -151,7 +151,7 @@ shared! {
         chunk: u32,
         chunks: u32,
         scale: f32,
-        padding: u32,
+        first_head: u32,
     }
     struct MergePush {
         step: u64,

@@ -86,7 +86,7 @@ struct ProductPush {
     uint64_t step;
     uint64_t table;
     uint jobs;
-    uint padding;
+    uint first_group;
 };
 
 struct GroupPush {
@@ -116,7 +116,7 @@ struct AttentionPush {
     uint chunk;
     uint chunks;
     float scale;
-    uint padding;
+    uint first_head;
 };
 
 struct MergePush {

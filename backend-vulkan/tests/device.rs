@@ -1,0 +1,318 @@
+//! The device's own promises: errors instead of foreign memory, the same bits whatever way bytes take, one submission for
+//! a decode step, and a lost device that is an error.
+
+mod common;
+
+use backend_api::{
+    BufferRef, BufferRequest, BufferUsage, Capacity, DType, Device, DeviceError, Discard, HostBytes,
+    Observer, Op, Place, Precision, Program, ProgramDesc, ProgramOp, ProgramValue, Shape, Step, TensorDesc,
+    format,
+};
+use backend_vulkan::{VulkanDevice, VulkanError, VulkanOptions};
+use std::{fs, sync::Arc};
+
+const K: usize = 256;
+const M: usize = 40;
+
+fn request(name: &str, size: usize, usage: BufferUsage) -> BufferRequest {
+    BufferRequest { name: name.to_owned(), size, usage }
+}
+
+/// Values that no two places have alike.
+fn numbers(n: usize, seed: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i * 37 + seed * 11) % 101) as f32 / 50.0 - 1.0).collect()
+}
+
+fn encoded(dtype: DType, rows: usize) -> Vec<u8> {
+    let row_bytes = dtype.row_bytes(K);
+    let mut bytes = vec![0; rows * row_bytes];
+    for (row, out) in bytes.chunks_exact_mut(row_bytes).enumerate() {
+        format::encode(dtype, &numbers(K, row), out);
+    }
+    bytes
+}
+
+/// `y = W x`, and `z = y + y` after it.
+fn product(device: &dyn Device, weights: BufferRef, scratch: BufferRef, rows: usize) -> Box<dyn Program> {
+    compile(device, weights, scratch, rows, rows, 0).expect("a program")
+}
+
+fn compile(
+    device: &dyn Device,
+    weights: BufferRef,
+    scratch: BufferRef,
+    rows: usize,
+    capacity: usize,
+    offset: usize,
+) -> Result<Box<dyn Program>, DeviceError> {
+    let value = |buffer, offset, dtype, shape| ProgramValue {
+        desc: TensorDesc::new(dtype, shape),
+        place: Place { buffer, offset },
+    };
+    let y = 4 * rows * K;
+    let program = ProgramDesc {
+        name: "test".to_owned(),
+        capacity: Capacity { rows: capacity, outputs: 1, kv_len: 64 },
+        buffers: vec![weights, scratch],
+        values: vec![
+            value(0, offset, DType::Q4_K, Shape::fixed(&[M, K])),
+            value(1, 0, DType::F32, Shape::rows(&[K])),
+            value(1, y, DType::F32, Shape::rows(&[M])),
+            value(1, y + 4 * rows * M, DType::F32, Shape::rows(&[M])),
+        ],
+        ops: vec![
+            ProgramOp {
+                name: "y".to_owned(),
+                op: Op::MatMul { precision: Precision::Default },
+                inputs: vec![0, 1],
+                outputs: vec![2],
+            },
+            ProgramOp { name: "z".to_owned(), op: Op::Add, inputs: vec![2, 2], outputs: vec![3] },
+        ],
+    };
+    device.compile(program)
+}
+
+fn scratch(device: &dyn Device, rows: usize) -> BufferRef {
+    let size = 4 * rows * (K + 2 * M);
+    device.allocate(&request("scratch", size, BufferUsage::Scratch)).expect("room")
+}
+
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+#[derive(Default)]
+struct Counter {
+    submissions: Vec<usize>,
+}
+
+impl Observer for Counter {
+    fn submitted(&mut self, submissions: usize) {
+        self.submissions.push(submissions);
+    }
+}
+
+/// The bits of `z` for a batch, with weights copied or imported.
+fn run(device: &dyn Device, import: bool, counter: &mut Counter) -> Vec<u8> {
+    let bytes = encoded(DType::Q4_K, M);
+    let rows = 3;
+    let shared: HostBytes = Arc::new(PageAligned::new(&bytes));
+    let imported = if import { device.import(&shared).expect("an answer") } else { None };
+    let weights = imported.unwrap_or_else(|| {
+        let buffer = device.allocate(&request("weights", bytes.len(), BufferUsage::Weights)).expect("room");
+        device.write(&buffer, 0, &bytes).expect("written");
+        buffer
+    });
+    let scratch = scratch(device, rows);
+    device.write(&scratch, 0, &bytes_of(&numbers(rows * K, 5))).expect("written");
+    let mut program = product(device, weights, scratch.clone(), rows);
+    for _ in 0..2 {
+        program.run(&Step { rows, past: 0, outputs: 1 }, counter).expect("it runs");
+    }
+    let mut found = vec![0; 4 * rows * M];
+    device.read(&scratch, 4 * rows * (K + M), &mut found).expect("read");
+    found
+}
+
+/// Bytes that start at a page, as those of a file's map do.
+struct PageAligned {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl PageAligned {
+    fn new(content: &[u8]) -> Self {
+        // The page that the last byte lies in is whole, too.
+        let mut bytes = vec![0; content.len() + 3 * 4096];
+        let start = bytes.as_ptr().align_offset(4096);
+        bytes[start..start + content.len()].copy_from_slice(content);
+        PageAligned { bytes, start, len: content.len() }
+    }
+}
+
+impl AsRef<[u8]> for PageAligned {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len]
+    }
+}
+
+#[test]
+fn bytes_are_the_same_whatever_way_they_take() {
+    let Some(direct) = common::open(VulkanOptions::default()) else { return };
+    let staged =
+        common::open(VulkanOptions { always_stage: true, ..VulkanOptions::default() }).expect("as before");
+    let mut counter = Counter::default();
+    let results = [
+        run(&direct, false, &mut counter),
+        run(&direct, true, &mut counter),
+        run(&staged, false, &mut counter),
+        run(&staged, true, &mut counter),
+    ];
+    assert!(results.iter().all(|bits| *bits == results[0] && bits.iter().any(|byte| *byte != 0)));
+    // One submission for each run of a program.
+    assert_eq!(counter.submissions, [1; 8]);
+    common::assert_valid(&direct);
+    common::assert_valid(&staged);
+}
+
+#[test]
+fn large_copies_go_through_staging_in_pieces() {
+    let Some(device) = common::open(VulkanOptions { always_stage: true, ..VulkanOptions::default() }) else {
+        return;
+    };
+    let size = (20 << 20) + 12_345;
+    let buffer = device.allocate(&request("large", size, BufferUsage::Weights)).expect("room");
+    let bytes: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+    device.write(&buffer, 0, &bytes).expect("written");
+    device.write(&buffer, 9 << 20, &[7; 1000]).expect("written over");
+    let mut found = vec![0; size];
+    device.read(&buffer, 0, &mut found).expect("read");
+    let expected = |i: usize| if (9 << 20..(9 << 20) + 1000).contains(&i) { 7 } else { bytes[i] };
+    assert!((0..size).all(|i| found[i] == expected(i)));
+    common::assert_valid(&device);
+}
+
+#[test]
+fn a_long_prefill_is_cut_and_a_decode_step_is_not() {
+    let Some(device) = common::open(VulkanOptions::default()) else { return };
+    let bytes = encoded(DType::Q4_K, M);
+    let weights = device.allocate(&request("w", bytes.len(), BufferUsage::Weights)).expect("room");
+    device.write(&weights, 0, &bytes).expect("written");
+    // Half a second of work on paper, which is what programs are cut by; a step of one row runs all pieces.
+    let many = 200_000;
+    let large = scratch(&device, many);
+    device.write(&large, 0, &bytes_of(&numbers(K, 3))).expect("written");
+    let step = Step { rows: 1, past: 0, outputs: 1 };
+    let result = |capacity: usize| {
+        let mut counter = Counter::default();
+        let compiled = compile(&device, weights.clone(), large.clone(), many, capacity, 0);
+        compiled.expect("a program").run(&step, &mut counter).expect("it runs");
+        let mut found = vec![0; 4 * M];
+        device.read(&large, 4 * many * (K + M), &mut found).expect("read");
+        device.write(&large, 4 * many * (K + M), &vec![0; 4 * M]).expect("cleared");
+        (counter.submissions[0], found)
+    };
+    let (whole, expected) = result(1);
+    let (pieces, found) = result(many);
+    assert_eq!(whole, 1);
+    assert!((3..=8).contains(&pieces), "{pieces} submissions");
+    let near = floats(&expected).iter().zip(floats(&found)).all(|(a, b)| (a - b).abs() < 1e-4);
+    assert!(near && floats(&found).iter().any(|v| *v != 0.0), "other numbers in pieces");
+    common::assert_valid(&device);
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect()
+}
+
+#[test]
+fn what_a_caller_owes_is_checked_before_a_shader_reaches_for_it() {
+    let Some(device) = common::open(VulkanOptions::default()) else { return };
+    let other = common::open(VulkanOptions::default()).expect("as before");
+    let size = M * DType::Q4_K.row_bytes(K);
+    let weights = |device: &VulkanDevice, size| {
+        device.allocate(&request("w", size, BufferUsage::Weights)).expect("room")
+    };
+    let own = scratch(&device, 2);
+    let error = |weights, scratch, rows, capacity, offset| {
+        let compiled = compile(&device, weights, scratch, rows, capacity, offset);
+        compiled.err().expect("a refusal").to_string()
+    };
+    let found = error(weights(&device, size - 1), own.clone(), 2, 2, 0);
+    assert!(found.contains("are beyond a buffer of 5759 bytes"), "{found}");
+    let found = error(weights(&device, size + 8), own.clone(), 2, 2, 2);
+    assert!(found.contains("starts at byte 2, no multiple of 4"), "{found}");
+    let found = error(weights(&device, size), own.clone(), 2, 3, 0);
+    assert!(found.contains("overlaps") || found.contains("beyond a buffer"), "{found}");
+    let found = error(weights(&other, size), own.clone(), 2, 2, 0);
+    assert!(found.contains("a buffer of another device was passed"), "{found}");
+    let mut program = compile(&device, weights(&device, size), own.clone(), 2, 2, 0).expect("a program");
+    let beyond =
+        program.run(&Step { rows: 3, past: 0, outputs: 1 }, &mut Discard).expect_err("too many rows");
+    assert!(beyond.to_string().contains("is beyond its Capacity"), "{beyond}");
+    let mut outside = [0; 8];
+    let error = device.read(&own, own.size() - 4, &mut outside).expect_err("outside").to_string();
+    assert!(error.contains("beyond a buffer"), "{error}");
+    assert!(device.write(&own, usize::MAX, &outside).is_err());
+}
+
+#[test]
+fn no_memory_names_what_it_was_for() {
+    let Some(device) = common::open(VulkanOptions::default()) else { return };
+    for size in [usize::MAX, isize::MAX as usize, 1 << 45] {
+        let error =
+            device.allocate(&request("blk.3.ffn_up", size, BufferUsage::Weights)).expect_err("no room");
+        let text = error.to_string();
+        assert!(text.contains("blk.3.ffn_up") && text.contains(&size.to_string()), "{text}");
+    }
+}
+
+#[test]
+fn a_lost_device_is_an_error_from_then_on() {
+    let Some(device) = common::open(VulkanOptions::default()) else { return };
+    let weights =
+        device.allocate(&request("w", M * DType::Q4_K.row_bytes(K), BufferUsage::Weights)).expect("room");
+    let scratch = scratch(&device, 1);
+    let mut program = product(&device, weights, scratch.clone(), 1);
+    let step = Step { rows: 1, past: 0, outputs: 1 };
+    program.run(&step, &mut Discard).expect("it runs");
+    device.lose();
+    let lost = |result: Result<(), DeviceError>| matches!(result, Err(DeviceError::Lost { .. }));
+    assert!(lost(program.run(&step, &mut Discard)));
+    assert!(lost(device.read(&scratch, 0, &mut [0; 4])));
+    assert!(lost(device.write(&scratch, 0, &[0; 4])));
+    assert!(lost(device.allocate(&request("more", 4, BufferUsage::Scratch)).map(|_| ())));
+    assert!(lost(compile(&device, scratch.clone(), scratch, 1, 1, 0).map(|_| ())));
+}
+
+#[test]
+fn a_damaged_pipeline_cache_is_ignored_with_a_notice() {
+    let folder = std::env::temp_dir().join(format!("fathom-damaged-{}", std::process::id()));
+    let options = VulkanOptions { cache_folder: Some(folder.clone()), ..VulkanOptions::default() };
+    let open = || VulkanDevice::open_with(0, &options);
+    let device = match open() {
+        Ok(device) => device,
+        Err(error) => return println!("skipped: {error}"),
+    };
+    assert_eq!(device.notice(), None);
+    let mut counter = Counter::default();
+    let expected = run(&device, false, &mut counter);
+    drop(device);
+    let files: Vec<_> =
+        fs::read_dir(&folder).expect("a cache").map(|entry| entry.expect("an entry").path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    fs::write(&files[0], b"not what was written").expect("a writable folder");
+    let device = open().expect("as before");
+    assert!(device.notice().is_some_and(|notice| notice.contains("damaged")), "{:?}", device.notice());
+    assert_eq!(run(&device, false, &mut counter), expected);
+    drop(device);
+    assert_eq!(open().expect("as before").notice(), None, "it was written anew");
+    fs::remove_dir_all(&folder).expect("a folder of ours");
+}
+
+#[test]
+fn every_device_opens_as_it_was_listed() {
+    let listed = match VulkanDevice::enumerate() {
+        Ok(listed) => listed,
+        Err(missing @ (VulkanError::NoLoader(_) | VulkanError::NoDevice(_))) => {
+            return println!("skipped: {missing}");
+        }
+        Err(other) => panic!("{other}"),
+    };
+    for (index, listing) in listed.iter().enumerate() {
+        match (VulkanDevice::open(index), &listing.refused) {
+            (Ok(device), None) => {
+                let info = device.info();
+                assert_eq!(info.name, format!("vulkan{index}"));
+                assert_eq!((&info.name, &info.description), (&listing.info.name, &listing.info.description));
+                assert!(info.memory_total > 0 && info.memory_free <= info.memory_total);
+            }
+            (Err(VulkanError::Refused { lacks, .. }), Some(listed)) => assert_eq!(lacks, *listed),
+            (opened, refused) => panic!("{opened:?}, listed as refused: {refused:?}"),
+        }
+    }
+    let past = VulkanDevice::open(1000).expect_err("no such device").to_string();
+    assert!(past.contains(&format!("this machine has {} Vulkan device(s)", listed.len())), "{past}");
+}

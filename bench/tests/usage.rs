@@ -1,7 +1,7 @@
 //! What users get wrong: help that answers, errors that say what to do.
 
 mod common;
-use common::{austen, run};
+use common::{austen, keys, run};
 use std::fs;
 
 const PROGRAMS: [(&str, &str); 6] = [
@@ -24,7 +24,7 @@ fn help_names_every_option_of_the_program() {
         "--model --text --file --jsonl --special --decode --bos --json",
         "--shape --layers --format --out --header-only --seed",
     ];
-    let placement = "--device --n-gpu-layers --override-tensor --cpu-moe --n-cpu-moe --n-cpu-ffn --no-kv-offload \
+    let placement = "--list-devices --device --n-gpu-layers --override-tensor --cpu-moe --n-cpu-moe --n-cpu-ffn --no-kv-offload \
                      --kv-layers-on --absorb --strict --ownership-check --fit -ngl -ot -cmoe -ncmoe -nkvo";
     for (index, ((name, program), options)) in PROGRAMS.into_iter().zip(options).enumerate() {
         let help = run(program, &["--help"]).ok();
@@ -79,12 +79,45 @@ fn a_device_that_does_not_exist_is_named() {
 
 #[test]
 fn a_device_that_was_not_compiled_in_says_which_feature_brings_it() {
-    let error = run(PROGRAMS[0].1, &["--device", "vulkan0"]).error();
+    let error = run(PROGRAMS[0].1, &["--device", "vulkan99"]).error();
+    assert!(error.starts_with("error: --device vulkan99: "), "{error}");
     if cfg!(feature = "vulkan") {
-        // There may be such a device; it cannot compute yet.
-        assert!(error.contains("vulkan0") || error.contains("Vulkan"), "{error}");
+        assert!(error.contains("does not exist") || error.contains("Vulkan loader"), "{error}");
     } else {
         assert!(error.contains("--features vulkan"), "{error}");
+    }
+}
+
+#[test]
+fn devices_are_listed_without_a_model() {
+    for (name, program) in &PROGRAMS[..4] {
+        let json: &[&str] = match *name {
+            "generate" | "perplexity" => &["--json"],
+            _ => &["--format", "json"],
+        };
+        let listing = run(program, &[&["--list-devices"], json].concat()).json();
+        assert_eq!(keys(&listing), ["devices", "missing"], "{name}");
+        let devices = listing["devices"].as_array().unwrap();
+        for device in devices {
+            let expected =
+                ["description", "kind", "memory_free", "memory_total", "name", "offers", "refused"];
+            assert_eq!(keys(device), expected, "{name}");
+        }
+        let table = run(program, &["--list-devices"]).ok();
+        let names: Vec<&str> = devices.iter().map(|device| device["name"].as_str().unwrap()).collect();
+        for (name, device) in names.iter().zip(devices) {
+            let description = device["description"].as_str().unwrap();
+            let line = |line: &str| line.starts_with(name) && line.ends_with(description);
+            assert!(table.lines().any(line), "{name}: {table}");
+        }
+        assert_eq!(names.contains(&"cpu"), cfg!(feature = "cpu"), "{table}");
+        // What is not there is told, and which feature brings it.
+        let has_vulkan = names.iter().any(|name| name.starts_with("vulkan"));
+        assert_eq!(table.contains("--features vulkan"), cfg!(not(feature = "vulkan")), "{table}");
+        assert_eq!(table.contains("--features cpu"), cfg!(not(feature = "cpu")), "{table}");
+        if cfg!(feature = "vulkan") && !has_vulkan {
+            assert!(table.contains("Vulkan loader"), "{table}");
+        }
     }
 }
 

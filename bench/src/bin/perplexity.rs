@@ -3,7 +3,8 @@
 use backend_api::Discard;
 use bench::{
     cli::{
-        self, DeviceOptions, Failure, ModelOption, OpenDevices, RunOptions, loaded, print_json, tokenizer,
+        self, DeviceOptions, Failure, ListOption, ModelOption, OpenDevices, RunOptions, list_devices, loaded,
+        print_json, tokenizer,
     },
     compare::{distance, mean_and_error, negative_log_likelihood},
     npy,
@@ -36,11 +37,13 @@ struct Options {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    list: ListOption,
+    #[command(flatten)]
     devices: DeviceOptions,
 }
 
 #[derive(Args)]
-#[group(required = true, multiple = false)]
+#[group(id = "input", required = true, multiple = false)]
 struct Input {
     /// A file with the text
     #[arg(long, value_name = "FILE")]
@@ -56,6 +59,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<(), Failure> {
+    if options.list.list_devices {
+        return list_devices(&options.devices, options.json);
+    }
     // One is there, as the group asks for it.
     if let Some(text) = &options.input.text {
         perplexity(&options, text)?;

@@ -1,7 +1,10 @@
 //! What a model would do on some devices, and why: without its weights, and without the devices.
 
 use backend_api::Step;
-use bench::cli::{self, DeviceOptions, Failure, ModelOption, OpenDevices, RunOptions, placed, print_json};
+use bench::cli::{
+    self, DeviceOptions, Failure, ListOption, ModelOption, OpenDevices, RunOptions, list_devices, placed,
+    print_json,
+};
 use clap::{Parser, ValueEnum};
 use graph::{Comparison, Plan, Report, picture};
 use model_deepseek::Model;
@@ -40,6 +43,8 @@ struct Options {
     format: Format,
     #[command(flatten)]
     run: RunOptions,
+    #[command(flatten)]
+    list: ListOption,
     #[command(flatten)]
     devices: DeviceOptions,
 }
@@ -83,6 +88,9 @@ fn with_equals(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
 }
 
 fn run(options: Options) -> Result<(), Failure> {
+    if options.list.list_devices {
+        return list_devices(&options.devices, options.format == Format::Json);
+    }
     let second = options.second()?;
     let model = options.model.open()?;
     let (plan, step) = options.plan(&model, &options.devices)?;

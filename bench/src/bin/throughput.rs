@@ -2,7 +2,10 @@
 
 use backend_api::{Observer, OpEvent};
 use bench::{
-    cli::{self, DeviceOptions, Failure, ModelOption, OpenDevices, RunOptions, loaded, print_json, tell},
+    cli::{
+        self, DeviceOptions, Failure, ListOption, ModelOption, OpenDevices, RunOptions, list_devices, loaded,
+        print_json, tell,
+    },
     compare::median,
     synth::blocks::Random,
 };
@@ -44,6 +47,8 @@ struct Options {
     /// What to print
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     format: Format,
+    #[command(flatten)]
+    list: ListOption,
     #[command(flatten)]
     devices: DeviceOptions,
 }
@@ -107,6 +112,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<(), Failure> {
+    if options.list.list_devices {
+        return list_devices(&options.devices, options.format == Format::Json);
+    }
     let tests = options.tests();
     let context = tests.iter().map(|test| test.depth + test.tokens).max();
     let model = options.model.open()?;
@@ -120,7 +128,7 @@ fn run(options: Options) -> Result<(), Failure> {
         eprintln!("measuring {} …", test.name());
         outcomes.push(measure(&engine, test, options.repeat, roofline)?);
     }
-    let name = options.model.model.display().to_string();
+    let name = options.model.path()?.display().to_string();
     let report = Report { model: name, threads: devices.threads, roofline, tests: outcomes };
     match options.format {
         Format::Json => print_json(&report),

@@ -15,7 +15,7 @@ use thiserror::Error;
 pub struct DeviceOptions {
     /// A device to run on (repeatable). `cpu` is the host and always there; every other one is an accelerator, in
     /// order of priority, and naming one puts all layers on it that fit: `vulkan0`, `vulkan1`, … in a build with the
-    /// cargo feature `vulkan`; `cpu1`, `cpu2`, … for the CPU in the part of one; for planning only, a hypothetical
+    /// cargo feature `vulkan` (see --list-devices); `cpu1`, `cpu2`, … for the CPU in the part of one; for planning only, a hypothetical
     /// one: `null:NAME:24GiB`, with rates of its bus and memory if wanted (`null:NAME:24GiB:BUS_GB_S:MEMORY_GB_S`),
     /// called NAME everywhere else. One named twice is opened twice, the second time as `NAME#2` [default: cpu]
     #[arg(long, value_name = "NAME")]
@@ -162,6 +162,11 @@ impl DeviceOptions {
             placement: self.placement.over(&base.placement),
         }
     }
+
+    /// Of each CPU device.
+    pub(super) fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, |n| n.get()))
+    }
 }
 
 impl OpenDevices {
@@ -170,8 +175,7 @@ impl OpenDevices {
     /// # Errors
     /// A device that does not exist, was not compiled in, or does not open.
     pub fn new(options: &DeviceOptions) -> Result<Self, Failure> {
-        let threads =
-            options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, |n| n.get()));
+        let threads = options.threads();
         let mut all = Vec::new();
         let mut rates = Vec::new();
         for name in options.device.iter().filter(|name| **name != DeviceName::Cpu(0)) {
@@ -211,7 +215,7 @@ fn open(name: &DeviceName, threads: usize) -> Result<(Arc<dyn Device>, DeviceRat
 }
 
 #[cfg(feature = "cpu")]
-fn cpu(name: String, threads: usize) -> Result<Arc<dyn Device>, Failure> {
+pub(super) fn cpu(name: String, threads: usize) -> Result<Arc<dyn Device>, Failure> {
     use backend_cpu::{CpuDevice, CpuOptions};
     let options = |name: String| Ok(CpuOptions { threads: Some(threads), name, ..CpuOptions::from_env()? });
     let opened = options(name.clone()).and_then(|options| Ok(CpuDevice::new(options)?));

@@ -5,6 +5,7 @@
 //! * An error is one line, `error: …`, with its causes; the exit code is 1. Wrong usage is clap's, with code 2.
 
 mod devices;
+mod list;
 mod model;
 mod options;
 mod output;
@@ -12,6 +13,7 @@ mod placement;
 mod rates;
 
 pub use devices::{DeviceName, DeviceOptions, DeviceRates, OpenDevices};
+pub use list::{ListOption, list_devices};
 pub use model::{ModelOption, loaded, opened, placed, tell, tokenizer};
 pub use options::{Activations, CacheChoice, RunOptions, SamplingOptions};
 pub use output::{Progress, Rate, print_json};

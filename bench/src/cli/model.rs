@@ -5,14 +5,18 @@ use backend_api::DeviceKind;
 use clap::Args;
 use graph::{Report, report};
 use model_deepseek::{Engine, Model, Options, Placed, Plans, tokenizer::Tokenizer};
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Which model.
 #[derive(Args, Clone, Debug)]
 pub struct ModelOption {
     /// A GGUF file (of a split set, any of its files) or a Hugging Face directory
-    #[arg(long, value_name = "FILE|DIR")]
-    pub model: PathBuf,
+    // Who lists devices needs none.
+    #[arg(long, value_name = "FILE|DIR", required_unless_present = "list_devices")]
+    pub model: Option<PathBuf>,
 }
 
 impl ModelOption {
@@ -21,7 +25,15 @@ impl ModelOption {
     /// # Errors
     /// What is wrong with the checkpoint.
     pub fn open(&self) -> Result<Arc<Model>, Failure> {
-        Ok(opened(Model::open(&self.model)?))
+        Ok(opened(Model::open(self.path()?)?))
+    }
+
+    /// Where the model is.
+    ///
+    /// # Errors
+    /// If it was not said.
+    pub fn path(&self) -> Result<&Path, Failure> {
+        self.model.as_deref().ok_or_else(|| "--model: expected a file or directory, found none".into())
     }
 }
 

@@ -4,8 +4,8 @@ mod chat;
 mod embedded;
 
 use bench::cli::{
-    self, DeviceOptions, Failure, OpenDevices, Rate, RunOptions, SamplingOptions, loaded, opened, print_json,
-    tell, tokenizer,
+    self, DeviceOptions, Failure, ListOption, OpenDevices, Rate, RunOptions, SamplingOptions, list_devices,
+    loaded, opened, print_json, tell, tokenizer,
 };
 use clap::Parser;
 use model_deepseek::{Engine, Model, Sampler, Stop, tokenizer::Special};
@@ -56,6 +56,8 @@ struct Options {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    list: ListOption,
+    #[command(flatten)]
     devices: DeviceOptions,
 }
 
@@ -64,6 +66,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<(), Failure> {
+    if options.list.list_devices {
+        return list_devices(&options.devices, options.json);
+    }
     // What the user typed is checked before anything is loaded.
     let sampler = Sampler::new(options.sampling.resolve()).map_err(|error| format!("--{error}"))?;
     let prompt = options.prompt()?;

@@ -231,6 +231,9 @@ fn cpu(name: String, _threads: usize) -> Result<Arc<dyn Device>, Failure> {
 fn vulkan(name: &str, index: usize) -> Result<Arc<dyn Device>, Failure> {
     let open = |source| DeviceError::Open { name: name.to_owned(), source };
     let device = backend_vulkan::VulkanDevice::open(index).map_err(|error| open(error.into()))?;
+    if let Some(notice) = device.notice() {
+        eprintln!("notice: {name}: {notice}");
+    }
     Ok(Arc::new(device))
 }
 

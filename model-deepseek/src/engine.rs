@@ -180,14 +180,15 @@ impl Engine {
     /// Loads the weights as the plans have it, telling how far it is.
     ///
     /// # Errors
-    /// [`Error::Load`], naming the weight.
+    /// [`Error::Load`], naming the weight; [`Error::Advised`] for one that an accelerator has no room for.
     pub fn load(
         model: &Arc<Model>,
         devices: &Devices,
         plans: Plans,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Engine, Error> {
-        let weights = Weights::load_for(&[&plans.decode, &plans.prefill], devices, &**model, progress)?;
+        let weights = Weights::load_for(&[&plans.decode, &plans.prefill], devices, &**model, progress);
+        let weights = weights.map_err(|error| Error::from(error).advised(devices))?;
         let shared = Shared { model: Arc::clone(model), devices: devices.clone(), plans, weights };
         Ok(Engine { shared: Arc::new(shared) })
     }
@@ -195,8 +196,8 @@ impl Engine {
     /// A session with empty caches.
     ///
     /// # Errors
-    /// [`Error::Load`] if a device has no room for its caches, [`Error::Run`] if not for the work,
-    /// [`SessionError::Memory`](crate::SessionError::Memory) if there is none for the tokens.
+    /// [`Error::Load`] if a device has no room for its caches, [`Error::Run`] if not for the work (as
+    /// [`Error::Advised`] where it is an accelerator), [`SessionError::Memory`](crate::SessionError::Memory) if there is none for the tokens.
     pub fn session(&self) -> Result<Session, Error> {
         Session::new(self)
     }

@@ -44,6 +44,14 @@ pub enum Error {
     /// A device failed in a step.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// A device had no room: what it said, and which options would have helped.
+    #[error("{error}; {advice}")]
+    Advised {
+        /// The error of loading or running.
+        error: Box<Error>,
+        /// What to do about it.
+        advice: String,
+    },
     /// A session was asked for something it cannot do.
     #[error(transparent)]
     Session(#[from] SessionError),

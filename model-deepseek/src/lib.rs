@@ -66,6 +66,7 @@
 //! of V3.2, Mistral's position-dependent scores, several sequences in one step.
 #![deny(unsafe_code)]
 
+mod advice;
 pub mod chat;
 pub mod config;
 mod engine;

@@ -171,6 +171,11 @@ pub(crate) fn cache_name(layer: usize) -> String {
     format!("cache.{layer}")
 }
 
+/// Whether a state or weight of this name is a cache.
+pub(crate) fn is_cache(name: &str) -> bool {
+    name.strip_prefix("cache.").is_some_and(|layer| layer.parse::<usize>().is_ok())
+}
+
 /// One notice for the layers that predict further tokens, one for tensors that nothing needs.
 fn skipped(model: &Model, graph: &Graph) -> Vec<String> {
     let used: std::collections::HashSet<&str> =
@@ -233,6 +238,12 @@ fn layer_of_k_b(name: &str) -> Option<usize> {
 pub(crate) fn layer_and_part(name: &str) -> Option<(usize, &str)> {
     let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
     Some((layer.parse().ok()?, part))
+}
+
+/// Whether a layer's tensor is its routed experts, in all ways that files have them.
+pub(crate) fn is_experts(part: &str) -> bool {
+    let which = part.strip_prefix("ffn_").and_then(|part| part.strip_suffix("_exps.weight"));
+    which.is_some_and(|which| matches!(which, "gate" | "up" | "down" | "gate_up"))
 }
 
 impl std::fmt::Debug for Model {

@@ -4,7 +4,7 @@ mod saved;
 
 use crate::{Engine, Error, model::cache_name, sampling::Sampler};
 use backend_api::{Discard, Step};
-use graph::{Executor, States, StepObserver};
+use graph::{Executor, Plan, States, StepObserver};
 use std::{
     fmt,
     ops::ControlFlow,
@@ -147,8 +147,8 @@ struct StepBuffers {
 impl Session {
     pub(crate) fn new(engine: &Engine) -> Result<Session, Error> {
         let (plan, devices) = (&engine.plans().decode, engine.devices());
-        let states = States::allocate(plan, devices)?;
-        let decode = Executor::new(Arc::clone(plan), devices, engine.weights(), &states)?;
+        let states = States::allocate(plan, devices).map_err(|error| Error::from(error).advised(devices))?;
+        let decode = executor(engine, plan, &states)?;
         Ok(Session {
             engine: engine.clone(),
             states,
@@ -287,9 +287,7 @@ impl Session {
             &mut self.decode
         } else {
             if self.prefill.is_none() {
-                let plan = Arc::clone(&self.engine.plans().prefill);
-                let (devices, weights) = (self.engine.devices(), self.engine.weights());
-                self.prefill = Some(Executor::new(plan, devices, weights, &self.states)?);
+                self.prefill = Some(executor(&self.engine, &self.engine.plans().prefill, &self.states)?);
             }
             match &mut self.prefill {
                 Some(prefill) => prefill,
@@ -408,6 +406,12 @@ impl Session {
         let width = self.engine.model().config().attention.cache_width();
         self.engine.cache_type().dtype().row_bytes(width)
     }
+}
+
+fn executor(engine: &Engine, plan: &Arc<Plan>, states: &States) -> Result<Executor, Error> {
+    let (devices, weights) = (engine.devices(), engine.weights());
+    let executor = Executor::new(Arc::clone(plan), devices, weights, states);
+    executor.map_err(|error| Error::from(error).advised(devices))
 }
 
 /// An empty vector with room for `count` values: a long context makes them many, and a server that is asked for one

@@ -219,6 +219,57 @@ fn what_cannot_fit_says_so() {
     assert!(error.contains("cpu: ") && error.contains("(1000 bytes) may be used"), "{error}");
 }
 
+/// Loading and running as said, with so many bytes on the first of two devices.
+fn fail_with(memory: u64, said: &PlacementOptions, accelerator: bool) -> String {
+    let model = open(&embedded());
+    let small = Arc::new(NullDevice::new("small", memory));
+    let devices = match accelerator {
+        true => Devices::new(vec![small, Arc::new(NullDevice::new("cpu", 8 << 30))]),
+        false => Devices::new(vec![small]),
+    };
+    let said = PlacementOptions { fit: Fit { on: false, budgets: Vec::new() }, ..said.clone() };
+    let plans = said.place(&model, &devices, &options()).unwrap().plans;
+    let error = match Engine::load(&model, &devices, plans, &mut |_| ()) {
+        Ok(engine) => engine.session().unwrap_err(),
+        Err(error) => error,
+    };
+    error.to_string()
+}
+
+#[test]
+fn who_has_no_room_says_for_what_and_what_would_help() {
+    let everything = PlacementOptions::default();
+    let experts = PlacementOptions {
+        gpu_layers: Some(GpuLayers::Last(0)),
+        overrides: vec![Override { pattern: "exps".to_owned(), device: "small".to_owned() }],
+        ..PlacementOptions::default()
+    };
+    let needs = {
+        let devices = Devices::new(vec![
+            Arc::new(NullDevice::new("small", 8 << 30)),
+            Arc::new(NullDevice::new("cpu", 8 << 30)),
+        ]);
+        gpu_needs(&everything.place(&open(&embedded()), &devices, &options()).unwrap())
+    };
+    let cases = [
+        (needs.weights - 1, &everything, "output.weight", "--n-gpu-layers"),
+        (100, &experts, "blk.1.ffn_gate_exps.weight", "--cpu-moe or --n-cpu-moe"),
+        (needs.weights + needs.states - 1, &everything, "cache.2", "--no-kv-offload"),
+        (needs.weights + needs.states + 1, &everything, "scratch of small", "--batch or --ctx"),
+    ];
+    for (memory, said, what, option) in cases {
+        let error = fail_with(memory, said, true);
+        let start = format!("{what}: small: no memory for {what}: ");
+        assert!(error.starts_with(&start) && error.contains(" bytes asked, "), "{error}");
+        for option in [option, "--fit small=BYTES"] {
+            assert!(error.contains(option), "{option}: {error}");
+        }
+    }
+    // Where there is nothing but the host, nothing can go elsewhere.
+    let error = fail_with(100, &PlacementOptions::default(), false);
+    assert!(error.contains("no memory for token_embd.weight") && !error.contains("--"), "{error}");
+}
+
 #[test]
 fn several_accelerators_share_in_proportion() {
     let model = open(&embedded());

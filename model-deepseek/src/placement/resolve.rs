@@ -3,7 +3,7 @@
 use super::{GpuLayers, PlacementOptions};
 use crate::{
     Error, Model, Options,
-    model::{cache_name, layer_and_part},
+    model::{cache_name, is_experts, layer_and_part},
 };
 use backend_api::Device;
 use graph::{DeviceIndex, Devices, Placement, StorageKind};
@@ -210,12 +210,6 @@ pub(super) fn device_called(
         expected: format!("one of the devices {}", names.join(", ")),
         found: format!("`{name}`"),
     })
-}
-
-/// The routed ones, in all ways that files have them.
-fn is_experts(part: &str) -> bool {
-    let which = part.strip_prefix("ffn_").and_then(|part| part.strip_suffix("_exps.weight"));
-    which.is_some_and(|which| matches!(which, "gate" | "up" | "down" | "gate_up"))
 }
 
 /// Free memory, where a device tells.

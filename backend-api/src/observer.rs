@@ -24,10 +24,10 @@ pub trait Observer {
         false
     }
 
-    /// The program handed so much work to its device's queue: one submission, unless it had to be cut. Devices without a
-    /// queue say nothing.
-    fn submitted(&mut self, submissions: usize) {
-        let _ = submissions;
+    /// The program handed its work to its device's queue: in one submission, unless it had to be cut, of so many
+    /// dispatches. Devices without a queue say nothing.
+    fn submitted(&mut self, submissions: usize, dispatches: usize) {
+        let _ = (submissions, dispatches);
     }
 
     /// An operation ran.

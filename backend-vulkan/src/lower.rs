@@ -221,8 +221,9 @@ impl Tensor {
         let stride = if extents.len() < 2 { self.desc.dtype.row_bytes(1) } else { self.desc.strides[0] };
         // From the first byte of a row to its last.
         let mut size = if extents.len() < 2 { stride } else { self.desc.row_bytes() };
-        for axis in 1..extents.len().max(1) - 1 {
-            size += (extents[axis].fixed().unwrap_or(1).max(1) - 1) * self.desc.strides[axis];
+        let inside = extents.iter().zip(self.desc.strides).skip(1).take(extents.len().saturating_sub(2));
+        for (extent, stride) in inside {
+            size += (extent.fixed().unwrap_or(1).max(1) - 1) * stride;
         }
         let rows = Some(RowSpan { stride: stride as u64, size: size as u64 });
         Access { rows, ..self.whole(write) }
@@ -400,8 +401,9 @@ impl<'a> Lowering<'a> {
                 (row.inner, row.inner_extent) = (route.used as u32, 1);
                 (row.width_b, row.groups_used) = (route.groups as u32, route.groups_used as u32);
                 row.factor = route.scale;
-                row.flags = u32::from(route.gating == Gating::Softmax) * ROUTE_SOFTMAX
-                    | u32::from(route.renormalise) * ROUTE_RENORMALISE;
+                let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+                row.flags = flag(route.gating == Gating::Softmax, ROUTE_SOFTMAX)
+                    | flag(route.renormalise, ROUTE_RENORMALISE);
                 weight(&mut accesses);
             }
             Op::SwiGlu | Op::Add => {
@@ -423,8 +425,8 @@ impl<'a> Lowering<'a> {
             }
             Op::Cast { .. } => {
                 row.kind = ROW_CAST;
-                let half = |tensor: &Tensor| u32::from(tensor.desc.dtype == DType::F16);
-                row.flags = half(a) * CAST_FROM_F16 | half(out) * CAST_TO_F16;
+                let flag = |tensor: &Tensor, bit: u32| if tensor.desc.dtype == DType::F16 { bit } else { 0 };
+                row.flags = flag(a, CAST_FROM_F16) | flag(out, CAST_TO_F16);
                 // A vector is one row.
                 if a.desc.shape.rank() == 1 {
                     self.pieces.push(Piece {

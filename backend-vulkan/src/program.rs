@@ -423,7 +423,7 @@ impl Program for VulkanProgram {
             return Err(self.context.fault(reason));
         }
         self.write_step(step);
-        observer.submitted(self.plain.commands.len());
+        observer.submitted(self.plain.commands.len(), self.dispatches.len());
         if !observer.wants_ops() {
             return self.context.wait(self.context.submit(&self.plain.commands)?);
         }

@@ -88,7 +88,7 @@ struct Counter {
 }
 
 impl Observer for Counter {
-    fn submitted(&mut self, submissions: usize) {
+    fn submitted(&mut self, submissions: usize, _dispatches: usize) {
         self.submissions.push(submissions);
     }
 }
@@ -191,7 +191,7 @@ fn a_long_prefill_is_cut_and_a_decode_step_is_not() {
         compiled.expect("a program").run(&step, &mut counter).expect("it runs");
         let mut found = vec![0; 4 * M];
         device.read(&large, 4 * many * (K + M), &mut found).expect("read");
-        device.write(&large, 4 * many * (K + M), &vec![0; 4 * M]).expect("cleared");
+        device.write(&large, 4 * many * (K + M), &[0; 4 * M]).expect("cleared");
         (counter.submissions[0], found)
     };
     let (whole, expected) = result(1);

@@ -88,7 +88,7 @@ pub(crate) fn schedule(pieces: Vec<Piece>, capacity: &Capacity) -> Vec<Launch> {
 /// How far ahead of the first piece that is left a dispatch may reach.
 const WINDOW: usize = 64;
 
-/// The pieces of the next dispatch: as many as go together with the first that is left.
+/// The pieces of the next dispatch. Chains wait until nothing else is ready, so that they are long.
 fn next(
     pieces: &[Piece],
     before: &[Vec<usize>],
@@ -96,12 +96,17 @@ fn next(
     first: usize,
     capacity: &Capacity,
 ) -> Vec<usize> {
-    let mut taken = vec![first];
-    for index in (first + 1)..pieces.len().min(first + WINDOW) {
-        if done[index] || taken.len() == MOST {
+    let window = first..pieces.len().min(first + WINDOW);
+    let ready = |index: &usize| !done[*index] && before[*index].iter().all(|earlier| done[*earlier]);
+    let is_row = |index: &usize| matches!(pieces[*index].kind, Kind::Row { .. });
+    // The first that is left waits for nothing.
+    let lead = window.clone().find(|index| !is_row(index) && ready(index)).unwrap_or(first);
+    let mut taken = vec![lead];
+    for index in window {
+        if done[index] || index == lead || taken.len() == MOST {
             continue;
         }
-        let goes = match (&pieces[first].kind, &pieces[index].kind) {
+        let goes = match (&pieces[lead].kind, &pieces[index].kind) {
             (Kind::Row { extent: a, .. }, Kind::Row { extent: b, .. }) => {
                 let one_row = match a {
                     Extent::Fixed(n) => *n == 1,
@@ -114,9 +119,7 @@ fn next(
                         .iter()
                         .all(|link| chains(&pieces[*link].accesses, &pieces[index].accesses, one_row))
             }
-            (Kind::Product { shader: a, .. }, Kind::Product { shader: b, .. }) => {
-                a == b && before[index].iter().all(|earlier| done[*earlier])
-            }
+            (Kind::Product { shader: a, .. }, Kind::Product { shader: b, .. }) => a == b && ready(&index),
             _ => false,
         };
         if goes {

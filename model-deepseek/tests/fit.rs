@@ -295,6 +295,20 @@ fn several_accelerators_share_in_proportion() {
 }
 
 #[test]
+fn a_device_that_is_opened_twice_has_its_memory_once() {
+    let model = open(&embedded());
+    let gpu = || Arc::new(NullDevice::new("gpu", 4 << 20));
+    let devices = Devices::new(vec![gpu(), gpu(), Arc::new(NullDevice::new("cpu", 8 << 30))]);
+    let placed = PlacementOptions::default().place(&model, &devices, &options()).unwrap();
+    let needs = placed.plans.needs();
+    assert!(needs[0].total() <= 2 << 20 && needs[1].total() <= 2 << 20, "{needs:?}");
+    for name in ["gpu", "gpu#2"] {
+        let notice = format!("{name}: 2.0 MiB free, of which 128.0 KiB are kept back");
+        assert!(placed.notices.contains(&notice), "{:?}", placed.notices);
+    }
+}
+
+#[test]
 fn another_accelerator_never_moves_more_to_the_host() {
     let model = open(&embedded());
     let on_host = |budgets: &[(String, u64)]| {

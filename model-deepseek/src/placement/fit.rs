@@ -101,12 +101,11 @@ fn budgets(fit: &Fit, devices: &Devices, notices: &mut Vec<String>) -> Result<Ve
         return Ok(vec![None; devices.len()]);
     }
     let names = devices.names();
-    for (index, device) in devices.iter().enumerate().take(devices.host()) {
+    for (index, name) in names.iter().enumerate().take(devices.host()) {
         if budgets[index].is_some() {
             continue;
         }
-        let name = &names[index];
-        let Some(free) = free_memory(device) else {
+        let Some(free) = free_memory(devices, index) else {
             notices.push(format!("{name} does not tell its free memory, and gets all that is wanted"));
             continue;
         };
@@ -146,7 +145,7 @@ impl Fitter<'_> {
     /// The last `layers` on accelerators, in proportion to their memory.
     fn share(&self, layers: usize, caches: usize, experts: usize) -> Share {
         let accelerators = self.wishes.host;
-        let memory = |device: usize| self.budgets[device].or_else(|| free_memory(&self.devices[device]));
+        let memory = |device: usize| self.budgets[device].or_else(|| free_memory(self.devices, device));
         let known: Option<Vec<u64>> = (0..accelerators).map(memory).collect();
         let parts: Vec<f64> = match known {
             Some(bytes) if bytes.iter().any(|&bytes| bytes > 0) => {

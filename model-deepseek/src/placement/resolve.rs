@@ -5,10 +5,9 @@ use crate::{
     Error, Model, Options,
     model::{cache_name, is_experts, layer_and_part},
 };
-use backend_api::Device;
 use graph::{DeviceIndex, Devices, Placement, StorageKind};
 use regex_automata::meta::Regex;
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 /// What was said, for one model and its devices.
 pub(super) struct Wishes {
@@ -212,7 +211,9 @@ pub(super) fn device_called(
     })
 }
 
-/// Free memory, where a device tells.
-pub(super) fn free_memory(device: &Arc<dyn Device>) -> Option<u64> {
-    Some(device.info().memory_free).filter(|&free| free > 0)
+/// Free memory, where a device tells: a part of it, if it was opened more than once.
+pub(super) fn free_memory(devices: &Devices, index: DeviceIndex) -> Option<u64> {
+    let info = devices[index].info();
+    let opened = devices.iter().filter(|device| device.info().name == info.name).count() as u64;
+    Some(info.memory_free / opened).filter(|&free| free > 0)
 }

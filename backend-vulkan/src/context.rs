@@ -53,7 +53,7 @@ pub(crate) struct Queue {
 }
 
 /// How long to wait for the device before calling it lost.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 impl Context {
     pub(crate) fn open(index: usize, options: &VulkanOptions) -> Result<Arc<Self>, VulkanError> {
@@ -169,8 +169,13 @@ impl Context {
                 .push_next(&mut timeline)];
             // SAFETY: the commands were recorded from this device and are not running, which their owner sees to; the
             // queue is ours while locked.
-            unsafe { self.device.queue_submit(queue.handle, &submit, vk::Fence::null()) }
-                .map_err(|result| self.error("vkQueueSubmit", result))?;
+            let submitted = unsafe { self.device.queue_submit(queue.handle, &submit, vk::Fence::null()) };
+            if let Err(result) = submitted {
+                // What went before may run; its owner will not wait for it.
+                // SAFETY: the queue is ours while locked.
+                let _ = unsafe { self.device.queue_wait_idle(queue.handle) };
+                return Err(self.error("vkQueueSubmit", result));
+            }
             queue.submitted += 1;
         }
         Ok(queue.submitted)

@@ -15,7 +15,11 @@ use backend_api::{
     BufferRef, Capacity, DeviceError, Extent, Observer, Op, OpDesc, OpEvent, Program, ProgramDesc, Step, Work,
 };
 use gpu_allocator::MemoryLocation;
-use std::{mem::offset_of, sync::Arc, time::Duration};
+use std::{
+    mem::offset_of,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 /// What [`VulkanDevice::compile`](crate::VulkanDevice) makes.
 pub(crate) struct VulkanProgram {
@@ -143,12 +147,12 @@ impl VulkanProgram {
             let pipeline =
                 pipeline.map_err(|result| context.error(&format!("shader {}", whole.shader.name), result))?;
             let seconds_whole = work as f64 / tuning.macs_per_second;
-            let pieces = whole.pieces(if program.capacity.rows > 1 { seconds_whole } else { 0.0 });
+            let largest = context.capabilities.largest_count;
+            let pieces = whole.pieces(if program.capacity.rows > 1 { seconds_whole } else { 0.0 }, largest);
             let own = seconds_whole / pieces.len() as f64;
             for (number, (push, sizes)) in pieces.into_iter().enumerate() {
                 let cut = program.capacity.rows > 1 && seconds > 0.0 && seconds + own > SUBMISSION;
                 seconds = if cut { own } else { seconds + own };
-                let largest = context.capabilities.largest_count;
                 let groups = if sizes.iter().all(|count| count.is_fixed()) {
                     Groups::Fixed(sizes.map(|count| count.at(&full).min(largest)))
                 } else {
@@ -318,10 +322,11 @@ struct Whole {
 }
 
 impl Whole {
-    /// Push constants and sizes of its pieces, none of which takes much longer than a submission may.
-    fn pieces(self, seconds: f64) -> Vec<(Vec<u8>, [Count; 3])> {
+    /// Push constants and sizes of its pieces, none of which takes much longer than a submission may, or has more work
+    /// groups than the device's `largest` count.
+    fn pieces(self, seconds: f64, largest: u32) -> Vec<(Vec<u8>, [Count; 3])> {
         let [Count::Fixed(groups), y, z] = self.sizes else { return vec![(self.push, self.sizes)] };
-        let wanted = (seconds / SUBMISSION).ceil().max(1.0) as u32;
+        let wanted = ((seconds / SUBMISSION).ceil().max(1.0) as u32).max(groups.div_ceil(largest));
         let Some((at, stands_for)) = self.first.filter(|_| wanted > 1 && groups > 1) else {
             return vec![(self.push, self.sizes)];
         };
@@ -450,8 +455,11 @@ impl Program for VulkanProgram {
 
 impl Drop for VulkanProgram {
     fn drop(&mut self) {
-        // SAFETY: `run` waits for what it submits; if it could not, the device is lost and runs nothing.
+        // SAFETY: `run` waits for what it submits; where it could not, everything is waited for here.
         unsafe {
+            if self.context.lost.load(Ordering::Relaxed) {
+                let _ = self.context.device.device_wait_idle();
+            }
             self.context.device.destroy_command_pool(self.pool, None);
             if let Some((_, queries)) = &self.timed {
                 self.context.device.destroy_query_pool(*queries, None);

@@ -143,6 +143,21 @@ impl Weights {
         source: &dyn WeightSource,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self, LoadError> {
+        Weights { placed: Arc::default() }.load_rest(plans, devices, source, progress)
+    }
+
+    /// As [`Weights::load_for`], for other plans on the same devices: what is where they read it is kept, and only the
+    /// rest loaded.
+    ///
+    /// # Errors
+    /// [`LoadError`], naming the weight.
+    pub fn load_rest(
+        &self,
+        plans: &[&Plan],
+        devices: &Devices,
+        source: &dyn WeightSource,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Self, LoadError> {
         // In the graph's order, which is about the file's.
         let mut wanted: Vec<(&str, usize, usize)> = Vec::new();
         let mut seen = HashSet::new();
@@ -154,11 +169,16 @@ impl Weights {
                 }
             }
         }
-        let total = wanted.iter().map(|(_, _, bytes)| *bytes as u64).sum();
+        let missing = wanted.iter().filter(|(name, device, _)| self.find(name, *device).is_none());
+        let total = missing.map(|(_, _, bytes)| *bytes as u64).sum();
         let mut loader = Loader { devices, source, imported: HashMap::new(), done: 0, total, progress };
         let mut placed = HashMap::with_capacity(wanted.len());
         for (name, device, bytes) in wanted {
-            placed.insert((name.to_owned(), device), loader.load(name, device, bytes)?);
+            let place = match self.find(name, device) {
+                Some(kept) => kept.clone(),
+                None => loader.load(name, device, bytes)?,
+            };
+            placed.insert((name.to_owned(), device), place);
         }
         Ok(Weights { placed: Arc::new(placed) })
     }

@@ -19,6 +19,14 @@ impl Error {
         }
     }
 
+    /// The device whose loss this error tells of.
+    pub fn lost_device(&self) -> Option<&str> {
+        match self.of_device()? {
+            DeviceError::Lost { device, .. } => Some(device),
+            _ => None,
+        }
+    }
+
     /// With the options that need less of an accelerator that has no room: by what the room was for.
     pub(crate) fn advised(self, devices: &Devices) -> Error {
         let Some(DeviceError::OutOfMemory { device, .. }) = self.of_device() else { return self };

@@ -2,7 +2,7 @@
 
 use crate::{Error, Model, Session};
 use backend_api::{Capacity, DType, Precision};
-use graph::{Devices, Needs, Placement, Plan, Progress, Weights};
+use graph::{DeviceIndex, Devices, Needs, Placement, Plan, Progress, Weights};
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// The context that is used unless one is asked for, where the model was trained for more.
@@ -135,6 +135,24 @@ impl Plans {
         })
     }
 
+    /// The same without these devices: what they had to do is the host's.
+    fn without(&self, lost: &[DeviceIndex], devices: &Devices) -> Result<Plans, Error> {
+        let again = |plan: &Plan| {
+            let mut placement = plan.placement().clone();
+            let Placement { layers, weights, states, .. } = &mut placement;
+            let homes = layers.iter_mut().chain(weights.values_mut()).chain(states.values_mut());
+            homes.filter(|home| lost.contains(home)).for_each(|home| *home = devices.host());
+            Ok::<_, Error>(Arc::new(Plan::new(plan.graph(), &placement, devices, plan.capacity)?))
+        };
+        Ok(Plans { decode: again(&self.decode)?, prefill: again(&self.prefill)?, ..self.clone() })
+    }
+
+    /// Whether one of these devices has anything to do.
+    pub(crate) fn use_any(&self, devices: &[DeviceIndex]) -> bool {
+        let mut owners = self.decode.owners.iter().chain(&self.prefill.owners);
+        owners.any(|owner| devices.contains(owner))
+    }
+
     /// Bytes that each device must have for weights and one session: both plans' weights, each once, the caches, and
     /// the scratch memory of both.
     pub fn needs(&self) -> Vec<Needs> {
@@ -191,6 +209,26 @@ impl Engine {
         let weights = weights.map_err(|error| Error::from(error).advised(devices))?;
         let shared = Shared { model: Arc::clone(model), devices: devices.clone(), plans, weights };
         Ok(Engine { shared: Arc::new(shared) })
+    }
+
+    /// The same model without the devices of this name, when they are lost: what they had to do is the host's, which
+    /// loads the weights for it. All others keep what they have.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn without(&self, device: &str, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Engine, Error> {
+        let Shared { model, devices, plans, weights } = &*self.shared;
+        let plans = plans.without(&self.called(device), devices)?;
+        let weights = weights.load_rest(&[&plans.decode, &plans.prefill], devices, &**model, progress);
+        let weights = weights.map_err(|error| Error::from(error).advised(devices))?;
+        let shared = Shared { model: Arc::clone(model), devices: devices.clone(), plans, weights };
+        Ok(Engine { shared: Arc::new(shared) })
+    }
+
+    /// The accelerators of this name: several, where one was opened more than once.
+    pub(crate) fn called(&self, device: &str) -> Vec<DeviceIndex> {
+        let devices = &self.shared.devices;
+        (0..devices.host()).filter(|index| devices[*index].info().name == device).collect()
     }
 
     /// A session with empty caches.

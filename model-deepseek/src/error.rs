@@ -44,7 +44,8 @@ pub enum Error {
     /// A device failed in a step.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// A device had no room: what it said, and which options would have helped.
+    /// A device had no room, or was lost with what cannot be had again: what it said, and which options would have
+    /// helped.
     #[error("{error}; {advice}")]
     Advised {
         /// The error of loading or running.

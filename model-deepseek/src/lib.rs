@@ -53,6 +53,8 @@
 //!   is) the logits are the same bits whether a prompt is fed whole, in pieces or token by token, and whether a
 //!   session ran straight, was cut back, forked, or saved and restored. On others they agree within the
 //!   devices' bounds.
+//! * **A lost device is an error**, and no more than that where its work can be done elsewhere: a session whose caches
+//!   are on other devices [goes on](Session::go_on_without_lost_devices), if it is asked to.
 //! * **Steps build and plan nothing** beyond the first of their kind. One [`Engine`] holds the weights; each [`Session`]
 //!   is one sequence with caches of its own.
 //!

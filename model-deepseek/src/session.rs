@@ -134,7 +134,11 @@ pub struct Session {
     last: Vec<f32>,
     cancel: Arc<AtomicBool>,
     step: StepBuffers,
+    /// Hears of lost devices, if the session is to go on without them.
+    on_loss: Option<OnLoss>,
 }
+
+type OnLoss = Arc<dyn Fn(&Error) + Send + Sync>;
 
 /// Bytes of a step, kept so that steps allocate nothing.
 #[derive(Default)]
@@ -158,7 +162,15 @@ impl Session {
             last: Vec::new(),
             cancel: Arc::default(),
             step: StepBuffers::default(),
+            on_loss: None,
         })
+    }
+
+    /// From now on a device that is lost in a step is gone on without, as [`Engine::without`] has it, and the step runs
+    /// again: `told` hears of it first. Only where the device had a cache, the step fails, as all do without this call.
+    /// Holds for forks, too.
+    pub fn go_on_without_lost_devices(&mut self, told: impl Fn(&Error) + Send + Sync + 'static) {
+        self.on_loss = Some(Arc::new(told));
     }
 
     /// The engine it runs on.
@@ -192,8 +204,8 @@ impl Session {
     ///
     /// # Errors
     /// [`SessionError::Empty`], [`SessionError::UnknownToken`] and [`SessionError::ContextFull`] before anything
-    /// is fed; [`SessionError::Cancelled`] and [`Error::Run`] between two steps: then [`Session::tokens`] says
-    /// what is in.
+    /// is fed; [`SessionError::Cancelled`] and [`Error::Run`] (as [`Error::Advised`] where a device that is lost took
+    /// caches with it) between two steps: then [`Session::tokens`] says what is in.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<&[f32], Error> {
         self.feed_with(tokens, Wanted::Last, &mut |_, _| (), &mut Discard)?;
         Ok(&self.last)
@@ -281,8 +293,44 @@ impl Session {
         rows
     }
 
-    /// Runs one step for the wanted rows in the step's buffers and reads their logits.
+    /// Runs one step for the wanted rows in the step's buffers and reads their logits: again, as long as devices that
+    /// are lost in it can be gone on without.
     fn run(&mut self, tokens: &[u32], observer: &mut dyn StepObserver) -> Result<(), Error> {
+        while let Err(error) = self.try_to_run(tokens, observer) {
+            self.recover(error)?;
+        }
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
+    }
+
+    /// Leaves the device behind whose loss is the error, or returns the error.
+    fn recover(&mut self, error: Error) -> Result<(), Error> {
+        let (Some(told), Some(device)) = (&self.on_loss, error.lost_device()) else { return Err(error) };
+        let lost = self.engine.called(device);
+        // Rows of the failed step may be in the caches already: they are written before they count.
+        let caches = self.engine.plans().decode.states.iter().filter(|place| lost.contains(&place.device));
+        let caches = caches.count();
+        if caches > 0 {
+            let advice = format!(
+                "the caches of {caches} layers went with it, and the session cannot go on; with --no-kv-offload it can"
+            );
+            return Err(Error::Advised { error: error.into(), advice });
+        }
+        if !self.engine.plans().use_any(&lost) {
+            return Err(error);
+        }
+        told(&error);
+        let engine = self.engine.without(device, &mut |_| ())?;
+        if engine.plans().use_any(&lost) {
+            return Err(error);
+        }
+        self.decode = executor(&engine, &engine.plans().decode, &self.states)?;
+        self.prefill = None;
+        self.engine = engine;
+        Ok(())
+    }
+
+    fn try_to_run(&mut self, tokens: &[u32], observer: &mut dyn StepObserver) -> Result<(), Error> {
         let executor = if tokens.len() == 1 {
             &mut self.decode
         } else {
@@ -304,7 +352,6 @@ impl Session {
         if !outputs.is_empty() {
             executor.read("logits", logits)?;
         }
-        self.tokens.extend_from_slice(tokens);
         Ok(())
     }
 
@@ -399,6 +446,7 @@ impl Session {
         }
         fork.tokens.extend_from_slice(&self.tokens);
         fork.last.clone_from(&self.last);
+        fork.on_loss.clone_from(&self.on_loss);
         Ok(fork)
     }
 

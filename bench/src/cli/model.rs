@@ -4,7 +4,7 @@ use super::{Failure, OpenDevices, Progress};
 use backend_api::DeviceKind;
 use clap::Args;
 use graph::{Report, report};
-use model_deepseek::{Engine, Model, Options, Placed, Plans, tokenizer::Tokenizer};
+use model_deepseek::{Engine, Model, Options, Placed, Plans, Session, tokenizer::Tokenizer};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -77,6 +77,14 @@ pub fn tokenizer(model: &Model) -> Result<&Tokenizer, Failure> {
         eprintln!("notice: {notice}");
     }
     Ok(model.tokenizer()?)
+}
+
+/// Lets a session go on without devices that are lost, where it can, and tells.
+pub fn outliving(mut session: Session) -> Session {
+    session.go_on_without_lost_devices(|error| {
+        eprintln!("notice: {error}; its work goes on on the host, more slowly");
+    });
+    session
 }
 
 /// Plans, and loads the weights with a bar; tells if the model was not trained for as long a context.

@@ -1,6 +1,6 @@
 //! A conversation with the model's own chat template.
 
-use bench::cli::{Failure, Rate};
+use bench::cli::{Failure, Rate, outliving};
 use model_deepseek::{
     Engine, Error, Model, Sampler, Session, SessionError, Stop,
     chat::{ChatTemplate, Message},
@@ -30,7 +30,7 @@ pub fn converse(engine: &Engine, sampler: Sampler, predict: usize) -> Result<(),
         let file = model.checkpoint().path().display();
         format!("--chat: {file} has no chat template")
     })?;
-    let session = engine.session()?;
+    let session = outliving(engine.session()?);
     let cancel = session.cancel_flag();
     let answering = Arc::new(AtomicBool::new(false));
     let mut lines = Lines::new()?;

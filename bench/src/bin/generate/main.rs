@@ -5,7 +5,7 @@ mod embedded;
 
 use bench::cli::{
     self, DeviceOptions, Failure, ListOption, OpenDevices, Rate, RunOptions, SamplingOptions, list_devices,
-    loaded, opened, print_json, tell, tokenizer,
+    loaded, opened, outliving, print_json, tell, tokenizer,
 };
 use clap::Parser;
 use model_deepseek::{Engine, Model, Sampler, Stop, tokenizer::Special};
@@ -129,7 +129,7 @@ fn write(options: &Options, engine: &Engine, mut sampler: Sampler, prompt: &Prom
         let (found, context) = (ids.len(), engine.context());
         return Err(format!("the prompt has {found} tokens, the context {context}: give --ctx more").into());
     }
-    let mut session = engine.session()?;
+    let mut session = outliving(engine.session()?);
     let mut stream = Stream { out: io::stdout().lock(), silent: options.json };
     if prompt.own {
         stream.say(&prompt.text)?;

@@ -146,6 +146,7 @@ impl VulkanProgram {
             let pipeline = context.pipelines.get(&context.device, &whole.shader);
             let pipeline =
                 pipeline.map_err(|result| context.error(&format!("shader {}", whole.shader.name), result))?;
+            context.name(pipeline, &whole.shader.name);
             let seconds_whole = work as f64 / tuning.macs_per_second;
             let largest = context.capabilities.largest_count;
             let pieces = whole.pieces(if program.capacity.rows > 1 { seconds_whole } else { 0.0 }, largest);
@@ -202,6 +203,7 @@ impl VulkanProgram {
         // `self` keeps alive.
         unsafe {
             let commands = device.allocate_command_buffers(&create).map_err(failed)?;
+            commands.iter().for_each(|buffer| context.name(*buffer, &self.name));
             let mut current = 0;
             let begin = vk::CommandBufferBeginInfo::default();
             device.begin_command_buffer(commands[0], &begin).map_err(failed)?;

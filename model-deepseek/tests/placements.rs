@@ -4,21 +4,19 @@
 //! `FATHOM_PLACEMENTS` sets how many are tried for each model, `FATHOM_SEED` the first seed.
 
 mod common;
+mod placing;
 mod source_bytes;
 
-use backend_api::{Discard, Observer};
+use backend_api::Discard;
 use backend_cpu::{CpuDevice, CpuOptions};
 use common::{embedded, open};
-use graph::{Absorb, Devices, Plan, Rates, StepObserver, Traffic, Transfer};
-use model_deepseek::{
-    CacheType, Model, Options, PlacementOptions, Session, Wanted,
-    placement::{Fit, GpuLayers, Override},
-};
+use graph::{Devices, StepObserver, Traffic};
+use model_deepseek::{CacheType, Model, Options, Session, Wanted};
+use placing::{Crossed, number, random_options};
 use source_bytes::Random;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 /// CPU devices in the part of accelerators, and the host.
@@ -29,74 +27,6 @@ fn devices(accelerators: usize) -> Devices {
     };
     let names = (1..=accelerators).map(|n| format!("cpu{n}")).chain(["cpu".to_owned()]);
     Devices::new(names.map(cpu).collect())
-}
-
-/// Anything that can be said about these devices and so many layers.
-fn random_options(random: &mut Random, devices: &Devices, layers: usize) -> PlacementOptions {
-    const PATTERNS: [&str; 14] = [
-        "attn_k_b",
-        "attn_v_b",
-        "attn_kv_a",
-        "attn_q",
-        "attn_output",
-        "attn_norm",
-        "ffn_(gate|up|down)_exps",
-        "ffn_down_exps",
-        "ffn_.*_shexp",
-        "ffn_gate_inp",
-        r"blk\.1\.",
-        "output",
-        "token_embd",
-        "norm",
-    ];
-    let names = devices.names();
-    let device = |random: &mut Random| names[random.below(names.len())].clone();
-    let overrides = (0..random.below(4)).map(|_| Override {
-        pattern: PATTERNS[random.below(PATTERNS.len())].to_owned(),
-        device: device(random),
-    });
-    let overrides = overrides.collect();
-    let cache_layers = (0..random.below(3)).map(|_| {
-        let first = random.below(layers);
-        (first..first + 1 + random.below(layers - first), device(random))
-    });
-    let cache_layers = cache_layers.collect();
-    PlacementOptions {
-        gpu_layers: match random.below(4) {
-            0 => None,
-            1 => Some(GpuLayers::All),
-            _ => Some(GpuLayers::Last(random.below(layers + 2))),
-        },
-        overrides,
-        cpu_moe: random.below(4) == 0,
-        cpu_moe_layers: if random.below(4) == 0 { random.below(layers + 1) } else { 0 },
-        cpu_ffn_layers: if random.below(4) == 0 { random.below(layers + 1) } else { 0 },
-        host_caches: random.below(3) == 0,
-        cache_layers,
-        absorb: match random.below(4) {
-            0 => Absorb::Layer,
-            1 => Absorb::Auto(Rates {
-                bus: 1e9,
-                memory: (0..names.len()).map(|_| 1e9 * (1 + random.below(40)) as f64).collect(),
-            }),
-            _ => Absorb::Owner,
-        },
-        ownership_check: random.below(8) != 0,
-        fit: Fit { on: random.below(2) == 0, ..Fit::default() },
-        ..PlacementOptions::default()
-    }
-}
-
-/// Bytes that crossed, and whether it was as planned.
-#[derive(Default)]
-struct Crossed(Traffic);
-
-impl Observer for Crossed {}
-
-impl StepObserver for Crossed {
-    fn transfer(&mut self, _: &Plan, transfer: &Transfer, bytes: u64, _: Duration) {
-        self.0 += Traffic::of(transfer.kind, bytes);
-    }
 }
 
 /// A prompt in two steps, then single tokens: the bits of all logits.
@@ -146,13 +76,6 @@ fn check(model: &Arc<Model>, seed: u64, expected: &[(CacheType, Vec<u32>)]) -> R
         return Err(format!("{said:?}: planned {planned:?}, seen {:?}", crossed.0));
     }
     Ok(())
-}
-
-fn number(variable: &str, otherwise: u64) -> u64 {
-    match std::env::var(variable) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable}: expected a number, found {text}")),
-        Err(_) => otherwise,
-    }
 }
 
 fn check_model(test: &str, path: &Path, count: u64) {

@@ -1,0 +1,294 @@
+//! Random placements of models over the CPU and a Vulkan device: the logits of the CPU alone within the devices' bounds,
+//! the same greedy text until two tokens are as good as each other, what crosses as planned, and no byte of a cache.
+//!
+//! `FATHOM_PLACEMENTS` sets how many are tried, `FATHOM_SEED` the first seed. Where there is no Vulkan device nothing is
+//! tried, unless `FATHOM_REQUIRE_VULKAN` is set.
+
+mod common;
+mod placing;
+mod routes;
+mod source_bytes;
+
+use backend_api::{Device, Observer, Precision, Step};
+use backend_cpu::{CpuDevice, CpuOptions};
+use backend_vulkan::VulkanDevice;
+use common::{Difference, argmax, embedded, open, random::Shape};
+use graph::{Devices, Plan, StepObserver, Traffic, Transfer};
+use model_deepseek::{CacheType, Engine, Model, Options, PlacementOptions, Plans, Wanted};
+use placing::{Crossed, number, random_options};
+use routes::Routes;
+use source_bytes::Random;
+use std::{sync::Arc, time::Duration};
+
+/// Of the median row of a placement.
+const BOUND: f64 = 1e-5;
+
+/// Rows that are further off than rounding takes them: some expert is another, here or earlier.
+const ROUNDING: f64 = 1e-8;
+
+/// A prompt in steps of many tokens and of one, and what follows greedily.
+const PROMPT: [usize; 4] = [7, 3, 1, 1];
+const GREEDY: usize = 6;
+
+fn options() -> Options {
+    // Exact arithmetic: Vulkan has no other.
+    Options {
+        context: Some(24),
+        batch: 8,
+        cache: CacheType::F32,
+        precision: Precision::F32,
+        ..Options::default()
+    }
+}
+
+/// Models of float weights, and one whose weights are decoded, which exact arithmetic makes as good.
+fn models() -> Vec<(String, Arc<Model>)> {
+    let random = |shape: Shape| {
+        let name = format!("random {}", shape.name);
+        (name, Arc::new(Model::new(shape.file().checkpoint()).unwrap()))
+    };
+    let mut models = vec![
+        random(Shape::default()),
+        random(Shape { name: "legacy, fused", legacy: true, fused: true, ..Shape::default() }),
+        ("the embedded model".to_owned(), open(&embedded())),
+    ];
+    if let Some(folder) = common::shared_models() {
+        for name in ["austen-f16", "shapes/v2lite-like-f16", "shapes/v3-like-f16"] {
+            models.push((name.to_owned(), open(&folder.join(format!("{name}.gguf")))));
+        }
+    }
+    models
+}
+
+/// `vulkan0`, opened twice; nothing, said aloud, where it is not there and need not be.
+fn vulkan() -> Option<[Arc<dyn Device>; 2]> {
+    let open = || VulkanDevice::open(0);
+    match open().and_then(|first| Ok([first, open()?])) {
+        Ok(devices) => Some(devices.map(|device| -> Arc<dyn Device> { Arc::new(device) })),
+        Err(missing) => {
+            assert!(std::env::var_os("FATHOM_REQUIRE_VULKAN").is_none(), "{missing}");
+            println!("skipped: {missing}");
+            None
+        }
+    }
+}
+
+fn cpu(name: &str) -> Arc<dyn Device> {
+    let options = CpuOptions { threads: Some(2), name: name.to_owned(), ..CpuOptions::from_env().unwrap() };
+    Arc::new(CpuDevice::new(options).unwrap())
+}
+
+/// One Vulkan device or two, sometimes a CPU in the part of another, and the host.
+fn devices(random: &mut Random, vulkan: &[Arc<dyn Device>; 2]) -> Devices {
+    let mut all = vulkan[..1 + random.below(2)].to_vec();
+    if random.below(4) == 0 {
+        all.insert(random.below(all.len() + 1), cpu("cpu1"));
+    }
+    all.push(cpu("cpu"));
+    Devices::new(all)
+}
+
+/// What a model answers: the logits after each token, and the tokens that were not in the prompt.
+struct Answer {
+    rows: Vec<Vec<f32>>,
+    greedy: Vec<u32>,
+}
+
+/// What crossed, and how often work was handed to a queue.
+#[derive(Default)]
+struct Seen {
+    crossed: Crossed,
+    /// The most for a program that was run.
+    submissions: usize,
+}
+
+impl Observer for Seen {
+    fn submitted(&mut self, submissions: usize, _dispatches: usize) {
+        self.submissions = self.submissions.max(submissions);
+    }
+}
+
+impl StepObserver for Seen {
+    fn transfer(&mut self, plan: &Plan, transfer: &Transfer, bytes: u64, time: Duration) {
+        self.crossed.transfer(plan, transfer, bytes, time);
+    }
+}
+
+fn answer(engine: &Engine, observer: &mut dyn StepObserver) -> Result<Answer, model_deepseek::Error> {
+    let mut session = engine.session()?;
+    let vocabulary = engine.model().config().vocabulary as u32;
+    let mut tokens: Vec<u32> = (0..12).map(|i| (i * 37 + 11) % vocabulary).collect();
+    let mut answer = Answer { rows: Vec::new(), greedy: Vec::new() };
+    let mut feed = |tokens: &[u32], rows: &mut Vec<Vec<f32>>| {
+        session.feed_with(tokens, Wanted::All, &mut |_, logits| rows.push(logits.to_vec()), observer)
+    };
+    for count in PROMPT {
+        let rest = tokens.split_off(count);
+        feed(&tokens, &mut answer.rows)?;
+        tokens = rest;
+    }
+    while answer.greedy.len() < GREEDY {
+        let best = argmax(&answer.rows[answer.rows.len() - 1]) as u32;
+        answer.greedy.push(best);
+        feed(&[best], &mut answer.rows)?;
+    }
+    Ok(answer)
+}
+
+/// Bytes that the plans say cross for an answer.
+fn planned(plans: &Plans) -> Traffic {
+    let mut sum = Traffic::default();
+    let mut past = 0;
+    for rows in PROMPT.into_iter().chain([1; GREEDY]) {
+        let plan = if rows == 1 { &plans.decode } else { &plans.prefill };
+        sum += plan.traffic(&Step { rows, past, outputs: rows });
+        past += rows;
+    }
+    sum
+}
+
+/// How an answer compares with the CPU's.
+#[derive(Debug, Default)]
+struct Outcome {
+    median: f64,
+    /// Rows further off than rounding explains.
+    far: usize,
+    /// Whether the texts part, at two tokens as good as each other.
+    parts: bool,
+}
+
+fn compare(expected: &Answer, found: &Answer) -> Result<Outcome, String> {
+    let same = expected.greedy.iter().zip(&found.greedy).take_while(|(a, b)| a == b).count();
+    // What follows another token is another question.
+    let rows = expected.rows.len() - GREEDY + same;
+    let vocabulary = expected.rows[0].len();
+    let (of_cpu, of_both) = (&expected.rows[..rows], &found.rows[..rows]);
+    let difference = Difference::of(&of_cpu.concat(), &of_both.concat(), vocabulary);
+    if difference.median_row_nmse.is_nan() || difference.median_row_nmse > BOUND {
+        return Err(format!("expected a median error of rows of at most {BOUND:e}, found {difference:?}"));
+    }
+    let pairs = of_cpu.iter().zip(of_both);
+    let far = pairs.filter(|(a, b)| Difference::of(a, b, vocabulary).nmse > ROUNDING).count();
+    if same < GREEDY {
+        let (a, b) = (&of_cpu[rows - 1], &of_both[rows - 1]);
+        let [here, there] = [expected.greedy[same], found.greedy[same]].map(|token| token as usize);
+        let error = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        // Each of the two may be off by that much.
+        let gap = a[here] - a[there];
+        if gap > 2.0 * error {
+            return Err(format!(
+                "token {same} is {there}, not {here}, which is better by {gap}: error {error}"
+            ));
+        }
+    }
+    Ok(Outcome { median: difference.median_row_nmse, far, parts: same < GREEDY })
+}
+
+fn check(
+    model: &Arc<Model>,
+    devices: &Devices,
+    said: &PlacementOptions,
+    expected: &(Answer, Routes),
+) -> Result<(Outcome, usize), String> {
+    let placed = said.place(model, devices, &options()).map_err(|error| error.to_string())?;
+    let run = |devices: &Devices, observer: &mut dyn StepObserver| {
+        let engine = Engine::load(model, devices, placed.plans.clone(), &mut |_| ());
+        engine.and_then(|engine| answer(&engine, observer)).map_err(|error| error.to_string())
+    };
+    let mut seen = Seen::default();
+    let outcome = compare(&expected.0, &run(devices, &mut seen)?)?;
+    let crossed = seen.crossed.0;
+    if said.ownership_check && (crossed.state, crossed.weight) != (0, 0) {
+        return Err(format!("bytes of caches or weights crossed: {crossed:?}"));
+    }
+    if crossed != planned(&placed.plans) {
+        return Err(format!("planned {:?}, seen {crossed:?}", planned(&placed.plans)));
+    }
+    if seen.submissions > 1 {
+        return Err(format!("expected one submission for a split, found {}", seen.submissions));
+    }
+    if outcome.far == 0 {
+        return Ok((outcome, 0));
+    }
+    // Which experts were it? The same again, with an eye on them.
+    let routes = Routes::default();
+    run(&routes.watch(devices), &mut backend_api::Discard)?;
+    Ok((outcome, routes.differing(&expected.1)))
+}
+
+#[test]
+fn vulkan_and_cpu_answer_as_the_cpu_alone() {
+    let Some(vulkan) = vulkan() else { return };
+    let expected = |(name, model): (String, Arc<Model>)| {
+        let routes = Routes::default();
+        let devices = routes.watch(&Devices::new(vec![cpu("cpu")]));
+        let engine = Engine::new(&model, &devices, &Default::default(), &options()).unwrap();
+        let answer = answer(&engine, &mut backend_api::Discard).unwrap();
+        (name, model, (answer, routes))
+    };
+    let models: Vec<_> = models().into_iter().map(expected).collect();
+    let first = number("FATHOM_SEED", 1);
+    let count = number("FATHOM_PLACEMENTS", 100);
+    let (mut worst, mut differing, mut far, mut parting) = (0.0, 0, 0, 0);
+    for seed in first..first + count {
+        let (name, model, expected) = &models[seed as usize % models.len()];
+        let mut random = Random(seed);
+        let devices = devices(&mut random, &vulkan);
+        let said = random_options(&mut random, &devices, model.config().layers());
+        match check(model, &devices, &said, expected) {
+            Ok((outcome, rows)) => {
+                worst = f64::max(worst, outcome.median);
+                (differing, far) = (differing + rows, far + outcome.far);
+                parting += usize::from(outcome.parts);
+            }
+            Err(error) => panic!(
+                "{name} on {devices:?}: seed {seed}: {said:?}: {error}\nrepeat with: FATHOM_SEED={seed} \
+                 FATHOM_PLACEMENTS=1 cargo test -p model-deepseek --test vulkan_placements"
+            ),
+        }
+    }
+    println!(
+        "{count} placements of {} models: median error of rows at most {worst:.1e}; {far} rows further off than \
+         {ROUNDING:e}, {differing} with other experts; {parting} texts part at a tie",
+        models.len()
+    );
+}
+
+/// The count of differing experts is worth something only if it can be other than zero.
+#[test]
+fn other_tokens_choose_other_experts() {
+    let model = open(&embedded());
+    let routed = |tokens: &[u32]| {
+        let routes = Routes::default();
+        let devices = routes.watch(&Devices::new(vec![cpu("cpu")]));
+        let engine = Engine::new(&model, &devices, &Default::default(), &options()).unwrap();
+        engine.session().unwrap().feed(tokens).unwrap();
+        routes
+    };
+    let [a, b, c] = [[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 700, 4]].map(|tokens| routed(&tokens));
+    assert_eq!(a.rows(), 4);
+    assert_eq!(a.differing(&b), 0);
+    let differing = a.differing(&c);
+    assert!((1..=2).contains(&differing), "of the third row, and perhaps the fourth: {differing}");
+}
+
+/// A watched program is what it was, and what it chose beside it.
+#[test]
+fn watching_changes_no_bit() {
+    let model = open(&embedded());
+    let mut all = vec![Devices::new(vec![cpu("cpu")])];
+    all.extend(vulkan().map(|[vulkan, _]| Devices::new(vec![vulkan, cpu("cpu")])));
+    let chosen = all.iter().map(|devices| {
+        let run = |devices: &Devices| {
+            let plans = PlacementOptions::default().place(&model, devices, &options()).unwrap().plans;
+            let engine = Engine::load(&model, devices, plans, &mut |_| ()).unwrap();
+            answer(&engine, &mut backend_api::Discard).unwrap().rows
+        };
+        let routes = Routes::default();
+        assert!(run(&routes.watch(devices)) == run(devices), "{devices:?}");
+        assert_eq!(routes.rows(), 12 + GREEDY);
+        routes
+    });
+    let chosen: Vec<Routes> = chosen.collect();
+    assert!(chosen.iter().all(|routes| routes.differing(&chosen[0]) == 0));
+}

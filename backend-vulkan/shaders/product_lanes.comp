@@ -15,6 +15,8 @@ layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint VECTORS = 4;
 layout(constant_id = 2) const uint COLUMNS = 1;
 
+const uint GROUP_ROWS = VECTORS * SUBGROUP;
+
 #include "product.glsl"
 
 // Whether columns of activations start at multiples of eight bytes.
@@ -23,12 +25,18 @@ layout(constant_id = 3) const uint PAIRS = 0;
 // Lanes that a run of 16 activations is spread over, two to a lane.
 const uint LANES = 8;
 
-void tile(ProductJob job, uint first_row, uint columns) {
+void multiply(ProductJob job, Tile tile, uint first_row) {
     const uint lane = gl_SubgroupInvocationID;
+    uint64_t x[COLUMNS], y[COLUMNS];
+    [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
+        const uint column = tile_column(tile, c);
+        x[c] = column_x(job, tile, column);
+        y[c] = column_y(job, tile, column);
+    }
     uint64_t row[VECTORS];
     float sum[VECTORS * COLUMNS];
     [[unroll]] for (uint v = 0; v < VECTORS; v++) {
-        row[v] = weights + uint64_t(min(first_row + v * SUBGROUP + lane, job.m - 1)) * job.w_row;
+        row[v] = weight_row(job, tile, first_row + v * SUBGROUP + lane);
     }
     [[unroll]] for (uint i = 0; i < VECTORS * COLUMNS; i++) {
         sum[i] = 0.0;
@@ -83,26 +91,9 @@ void tile(ProductJob job, uint first_row, uint columns) {
     [[unroll]] for (uint v = 0; v < VECTORS; v++) {
         const uint to = first_row + v * SUBGROUP + lane;
         [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-            if (to < job.m && c < columns) {
+            if (to < job.m && c < tile.count) {
                 FloatsOut(y[c]).at[to] = sum[v * COLUMNS + c];
             }
-        }
-    }
-}
-
-void main() {
-    // A dispatch that would take too long comes in pieces.
-    const uint group = push.first_group + gl_WorkGroupID.x;
-    const ProductJob job = find_job(group);
-    const uint local = group - job.first_group;
-    const uint tiles = (job.m + VECTORS * SUBGROUP - 1) / (VECTORS * SUBGROUP);
-    const uint batch = local / tiles;
-    const uint first_row = local % tiles * VECTORS * SUBGROUP;
-    const uint count = column_tiles(job);
-    for (uint index = gl_WorkGroupID.y; index < count; index += gl_NumWorkGroups.y) {
-        const uint columns = column_tile(job, index, batch);
-        if (columns > 0) {
-            tile(job, first_row, columns);
         }
     }
 }

@@ -5,7 +5,7 @@ use ash::{ext, khr, vk};
 use std::ffi::CStr;
 
 /// What a device offers beyond what every device must have.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Capabilities {
     /// Invocations of a subgroup: 8 to 128.
     pub subgroup: u32,
@@ -25,6 +25,8 @@ pub(crate) struct Capabilities {
     pub timestamp_period: Option<f32>,
     /// Work groups of the second and third axis.
     pub largest_count: u32,
+    /// Bytes of memory that a work group may share: 16 KiB or more.
+    pub shared_memory: u32,
     /// Memory is main memory, so that importing a file's map costs nothing later.
     pub shares_memory: bool,
     /// The driver runs shaders on the CPU: dispatches are dear, and loads of one lane as dear as of all.
@@ -124,6 +126,7 @@ impl Capabilities {
             cooperative_matrix: has(khr::cooperative_matrix::NAME),
             timestamp_period: timestamps.then_some(basic.limits.timestamp_period),
             largest_count: basic.limits.max_compute_work_group_count.into_iter().min().unwrap_or(65535),
+            shared_memory: basic.limits.max_compute_shared_memory_size,
             shares_memory: matches!(
                 kind,
                 vk::PhysicalDeviceType::CPU | vk::PhysicalDeviceType::INTEGRATED_GPU

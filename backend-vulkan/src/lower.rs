@@ -191,23 +191,24 @@ impl Tensor {
         }
     }
 
-    /// Whether every row starts at a multiple of eight bytes.
-    fn is_aligned(&self) -> bool {
+    /// Whether every row starts at a multiple of so many bytes.
+    fn is_aligned(&self, bytes: usize) -> bool {
         let outer = self.desc.shape.rank() - 1;
-        self.address.is_multiple_of(8) && self.desc.strides[..outer].iter().all(|s| s.is_multiple_of(8))
+        self.address.is_multiple_of(bytes as u64)
+            && self.desc.strides[..outer].iter().all(|stride| stride.is_multiple_of(bytes))
     }
 
-    /// Whether values may be loaded two at a time.
-    fn in_pairs(&self) -> bool {
-        self.is_aligned() && self.width().is_multiple_of(2)
+    /// Whether values, of 32 bits, may be loaded so many at a time.
+    fn together(&self, values: u32) -> bool {
+        self.is_aligned(4 * values as usize) && self.width().is_multiple_of(values)
     }
 
     /// Whether weights may be loaded eight bytes at a time: see `WIDE` in `formats.glsl`.
     fn loads_wide(&self) -> bool {
         match self.desc.dtype {
-            DType::F32 => self.in_pairs(),
-            DType::F16 | DType::BF16 => self.is_aligned() && self.width().is_multiple_of(4),
-            dtype => !dtype.block_bytes().is_multiple_of(8) || self.is_aligned(),
+            DType::F32 => self.together(2),
+            DType::F16 | DType::BF16 => self.is_aligned(8) && self.width().is_multiple_of(4),
+            dtype => !dtype.block_bytes().is_multiple_of(8) || self.is_aligned(8),
         }
     }
 
@@ -493,7 +494,7 @@ impl<'a> Lowering<'a> {
         };
         let full = self.capacity().full_step();
         let mut accesses = vec![w.whole(false), x.whole(false), out.whole(true)];
-        let (mut batches, mut columns) = (1, out.extent(0).at(&full));
+        let (mut batches, columns) = (1, out.extent(0).at(&full));
         let mut grouped = None;
         if let Some(ids) = inputs.get(2) {
             job.used = ids.fixed(1);
@@ -501,8 +502,6 @@ impl<'a> Lowering<'a> {
             job.y_choice = m;
             job.x_choice = if x.desc.shape.rank() == 3 { x.stride(1) } else { 0 };
             let pairs = columns * job.used as usize;
-            // Few pairs seldom meet at an expert: each reads its own.
-            columns = 1;
             job.ids = ids.address;
             if full.rows > 1 && pairs >= 8 {
                 let list = self.group(index, ids, &job, pairs);
@@ -511,7 +510,7 @@ impl<'a> Lowering<'a> {
                     write: false,
                     rows: None,
                 });
-                (job.order, job.order_tiles, columns) = (list.address, list.tiles, list.width as usize);
+                (job.order, job.order_tiles) = (list.address, list.tiles);
                 grouped = Some(list);
             }
             accesses.push(ids.whole(false));
@@ -520,22 +519,27 @@ impl<'a> Lowering<'a> {
             job.x_batch = x.stride(1);
             job.y_batch = m;
         }
-        let shape = self.tuning.product(columns, m as usize * batches as usize);
-        let tiles = match grouped {
+        let rows = m as usize * batches as usize;
+        let (width, tiles) = match grouped {
             Some(list) => match out.extent(0) {
-                Extent::Rows => Count::Rows(job.used, list.width, job.matrices),
-                _ => Count::Fixed(list.tiles),
+                Extent::Rows => (list.width, Count::Rows(job.used, list.width, job.matrices)),
+                _ => (list.width, Count::Fixed(list.tiles)),
             },
-            None => count_of(out.extent(0), job.used, shape.columns),
+            None => {
+                // Few pairs seldom meet at an expert: each reads its own.
+                let width = if job.ids == 0 { self.tuning.columns(columns, rows) } else { 1 };
+                (width, count_of(out.extent(0), job.used, width))
+            }
         };
+        let mut shape = self.tuning.product(width, tiles.at(&full) as usize, rows, k);
+        shape.constants.push(u32::from(x.together(shape.together)));
         let shader = Shader {
-            name: format!("product_lanes_{}", name_of(w.desc.dtype)),
-            constants: vec![self.tuning.subgroup, shape.vectors, shape.columns, u32::from(x.in_pairs())],
-            wide: self.tuning.wide_loads && w.loads_wide(),
-            whole_subgroups: true,
+            name: format!("product_{}_{}", shape.kernel, name_of(w.desc.dtype)),
+            constants: shape.constants,
+            wide: self.tuning.loads_wide(w.desc.dtype) && w.loads_wide(),
+            whole_subgroups: shape.whole_subgroups,
         };
-        let tile_rows = shape.vectors * self.tuning.subgroup;
-        let kind = Kind::Product { shader, job, batches, tile_rows, tiles };
+        let kind = Kind::Product { shader, job, batches, tile_rows: shape.rows, tiles };
         self.pieces.push(Piece { op: index, kind, accesses });
     }
 
@@ -545,7 +549,8 @@ impl<'a> Lowering<'a> {
         if let Some((_, known)) = self.groups.iter().find(|(known, _)| *known == value) {
             return *known;
         }
-        let width = self.tuning.product(pairs / job.matrices.max(1) as usize, job.m as usize).columns.max(2);
+        let matrices = job.matrices.max(1) as usize;
+        let width = self.tuning.columns(pairs / matrices, matrices * job.m as usize).max(2);
         let tiles = pairs.div_ceil(width as usize) + (job.matrices as usize).min(pairs);
         let bytes = 4 * (1 + 3 * tiles + pairs) as u64;
         let list = Grouped { address: self.reserve(bytes), bytes, tiles: tiles as u32, width };
@@ -614,7 +619,7 @@ impl<'a> Lowering<'a> {
             Some(span) => accesses.push(Access { span: span.clone(), write: true, rows: None }),
             None => accesses.push(out.whole(true)),
         }
-        let wide = self.tuning.wide_loads && cache.loads_wide();
+        let wide = self.tuning.loads_wide(cache.desc.dtype) && cache.loads_wide();
         let shader = Shader {
             name: format!("attention_{}", name_of(cache.desc.dtype)),
             constants: vec![
@@ -623,7 +628,7 @@ impl<'a> Lowering<'a> {
                 shape.heads,
                 shape.vectors,
                 shape.elements,
-                u32::from(q.in_pairs()),
+                u32::from(q.together(2)),
                 u32::from(wide && latent.is_multiple_of(4)),
             ],
             wide,

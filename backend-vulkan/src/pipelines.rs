@@ -23,7 +23,16 @@ spirv! {
     "embed_q2_k" "embed_q3_k" "embed_q4_k" "embed_q5_k" "embed_q6_k" "embed_iq4_nl" "embed_iq4_xs"
     "product_lanes_f32" "product_lanes_f16" "product_lanes_bf16" "product_lanes_q4_0" "product_lanes_q4_1"
     "product_lanes_q5_0" "product_lanes_q5_1" "product_lanes_q8_0" "product_lanes_q2_k" "product_lanes_q3_k"
-    "product_lanes_q4_k" "product_lanes_q5_k" "product_lanes_q6_k" "product_lanes_iq4_nl" "product_lanes_iq4_xs"
+    "product_lanes_q4_k" "product_lanes_q5_k" "product_lanes_q6_k" "product_lanes_iq4_nl"
+    "product_lanes_iq4_xs"
+    "product_reduce_f32" "product_reduce_f16" "product_reduce_bf16" "product_reduce_q4_0"
+    "product_reduce_q4_1" "product_reduce_q5_0" "product_reduce_q5_1" "product_reduce_q8_0"
+    "product_reduce_q2_k" "product_reduce_q3_k" "product_reduce_q4_k" "product_reduce_q5_k"
+    "product_reduce_q6_k" "product_reduce_iq4_nl" "product_reduce_iq4_xs"
+    "product_tiled_f32" "product_tiled_f16" "product_tiled_bf16" "product_tiled_q4_0" "product_tiled_q4_1"
+    "product_tiled_q5_0" "product_tiled_q5_1" "product_tiled_q8_0" "product_tiled_q2_k" "product_tiled_q3_k"
+    "product_tiled_q4_k" "product_tiled_q5_k" "product_tiled_q6_k" "product_tiled_iq4_nl"
+    "product_tiled_iq4_xs"
 }
 
 /// Bytes of push constants that every device has.

@@ -1,7 +1,7 @@
 //! How work is cut for a class of devices. Results differ between classes only in the order of sums.
 
 use crate::capabilities::Capabilities;
-use backend_api::Capacity;
+use backend_api::{Capacity, DType};
 
 /// Kinds of devices that want work cut alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,19 +21,66 @@ pub(crate) struct Tuning {
     pub row_threads: u32,
     /// Multiply-accumulates in a second, about; to cut long programs.
     pub macs_per_second: f64,
-    /// A load costs the same whatever its width.
-    pub wide_loads: bool,
     /// Cached rows below which a cache is not cut into chunks.
     chunk: u32,
     /// Work groups that fill the device.
     groups: u32,
+    /// Likewise, of matrix products.
+    product_groups: u32,
+    /// Bytes of memory that a work group may share.
+    shared_memory: u32,
 }
 
-/// How a matrix product is cut: rows of weights of each lane, and columns of activations, worked on at once.
-#[derive(Clone, Copy, Debug)]
+/// How a matrix product is cut.
+#[derive(Clone, Debug)]
 pub(crate) struct ProductShape {
-    pub vectors: u32,
-    pub columns: u32,
+    /// Its shader is `product_KERNEL_FORMAT`.
+    pub kernel: &'static str,
+    /// What the shader is specialised by, but for the last: whether activations are loaded together.
+    pub constants: Vec<u32>,
+    /// Activations that are loaded together where all lie so.
+    pub together: u32,
+    /// Rows of weights of each work group.
+    pub rows: u32,
+    pub whole_subgroups: bool,
+}
+
+/// What a work group of `product_tiled.comp` has at once: rows of weights and columns of activations, of which each
+/// invocation has some.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    rows: u32,
+    columns: u32,
+    own_rows: u32,
+    own_columns: u32,
+}
+
+/// From small to large. A large one reads less, as long as there are enough to fill the device.
+const TILES: [Tile; 5] = [
+    Tile { rows: 64, columns: 16, own_rows: 4, own_columns: 4 },
+    Tile { rows: 32, columns: 32, own_rows: 4, own_columns: 4 },
+    Tile { rows: 64, columns: 32, own_rows: 4, own_columns: 4 },
+    Tile { rows: 64, columns: 64, own_rows: 8, own_columns: 4 },
+    Tile { rows: 128, columns: 64, own_rows: 8, own_columns: 8 },
+];
+
+/// More columns than this meet decoded weights in tiles; fewer are worked on four at a time.
+const FEW_COLUMNS: usize = 8;
+
+impl Tile {
+    fn threads(&self) -> u32 {
+        self.rows / self.own_rows * (self.columns / self.own_columns)
+    }
+
+    /// Bytes that a work group shares: 36 numbers for each row and column, and addresses.
+    fn shared_memory(&self) -> u32 {
+        4 * 36 * (self.rows + self.columns) + 8 * self.columns
+    }
+
+    /// Work groups of a product of `rows` rows of weights with so many tiles of columns.
+    fn groups(&self, column_tiles: usize, rows: usize) -> usize {
+        rows.div_ceil(self.rows as usize).saturating_mul(column_tiles)
+    }
 }
 
 /// How attention is cut.
@@ -59,34 +106,105 @@ impl Tuning {
                 subgroup,
                 row_threads: 32.max(subgroup),
                 macs_per_second: 4e9,
-                wide_loads: true,
                 chunk: 1024,
                 groups: 2,
+                product_groups: 2,
+                shared_memory: capabilities.shared_memory,
             },
             DeviceClass::Gpu => Tuning {
                 class,
                 subgroup,
                 row_threads: 256,
                 macs_per_second: 1e12,
-                wide_loads: false,
                 chunk: 128,
                 groups: 256,
+                // Where tests have work cut as for a GPU that is none, few: so that small cases meet every shape.
+                product_groups: if capabilities.software { 3 } else { 256 },
+                shared_memory: capabilities.shared_memory,
             },
         }
     }
 
-    /// For so many columns, and rows of weights in all.
-    pub(crate) fn product(&self, columns: usize, rows: usize) -> ProductShape {
-        let columns = match columns {
+    /// Whether blocks of a format are loaded eight bytes at a time, where they may be. A GPU has a price for what has to be
+    /// put together from loads around it.
+    pub(crate) fn loads_wide(&self, dtype: DType) -> bool {
+        self.class == DeviceClass::Software || !dtype.is_quantized() || dtype.block_bytes().is_multiple_of(8)
+    }
+
+    /// Columns of activations that a product works on at once, of so many, with so many rows of weights in all.
+    pub(crate) fn columns(&self, columns: usize, rows: usize) -> u32 {
+        match columns {
             0..=1 => 1,
             2 => 2,
             3..=7 => 4,
-            _ => 8,
+            _ if self.class == DeviceClass::Software => 8,
+            _ if columns <= FEW_COLUMNS => 4,
+            _ => {
+                // Not more than half empty, and no narrow ones where there are many columns.
+                let suits = |tile: &Tile| {
+                    let width = tile.columns as usize;
+                    width >= columns.min(32) && width < 2 * columns
+                };
+                self.tile(suits, |tile| tile.groups(columns.div_ceil(tile.columns as usize), rows)).columns
+            }
+        }
+    }
+
+    /// The largest tile of those that suit, if there are enough to fill the device; else the smallest.
+    fn tile(&self, suits: impl Fn(&Tile) -> bool, groups: impl Fn(&Tile) -> usize) -> Tile {
+        let fit =
+            || TILES.into_iter().filter(|tile| tile.shared_memory() <= self.shared_memory && suits(tile));
+        let full = fit().rev().find(|tile| groups(tile) >= self.product_groups as usize);
+        full.or(fit().next()).unwrap_or(TILES[0])
+    }
+
+    /// For tiles of so many [`columns`](Self::columns), so many of them, with so many rows of `k` weights in all.
+    pub(crate) fn product(&self, columns: u32, column_tiles: usize, rows: usize, k: u32) -> ProductShape {
+        if self.class == DeviceClass::Software {
+            let lanes = rows as u32 / self.subgroup;
+            let most = if columns > 4 { 2 } else { 4 };
+            let vectors = (lanes / (4 * self.product_groups)).clamp(1, most).next_power_of_two().min(most);
+            return ProductShape {
+                kernel: "lanes",
+                constants: vec![self.subgroup, vectors, columns],
+                together: 2,
+                rows: vectors * self.subgroup,
+                whole_subgroups: true,
+            };
+        }
+        if columns as usize > FEW_COLUMNS {
+            let tile = self.tile(|tile| tile.columns == columns, |tile| tile.groups(column_tiles, rows));
+            return ProductShape {
+                kernel: "tiled",
+                constants: vec![tile.threads(), tile.rows, columns, tile.own_rows, tile.own_columns],
+                together: 4,
+                rows: tile.rows,
+                whole_subgroups: false,
+            };
+        }
+        let subgroups = (128 / self.subgroup).clamp(1, 8);
+        let fills = |rows_each: u32, split: u32| {
+            let each = u64::from(subgroups / split * rows_each);
+            (rows as u64).saturating_mul(column_tiles as u64) / each >= u64::from(self.product_groups)
         };
-        let lanes = rows as u32 / self.subgroup;
-        let most = if columns > 4 { 2 } else { 4 };
-        let vectors = (lanes / (4 * self.groups)).clamp(1, most).next_power_of_two().min(most);
-        ProductShape { vectors, columns }
+        // Activations are registers: of four columns, with fewer rows.
+        let most = if columns > 2 { 2 } else { 4 };
+        let mut own_rows = most;
+        while own_rows > 1 && !fills(own_rows, 1) {
+            own_rows /= 2;
+        }
+        // As long as each lane has a unit.
+        let mut split = 1;
+        while split < subgroups && !fills(own_rows, split) && k / 32 >= 2 * split * self.subgroup {
+            split *= 2;
+        }
+        ProductShape {
+            kernel: "reduce",
+            constants: vec![subgroups * self.subgroup, self.subgroup, columns, own_rows, split],
+            together: 4,
+            rows: subgroups / split * own_rows,
+            whole_subgroups: true,
+        }
     }
 
     pub(crate) fn attention(&self, heads: u32, latent: u32, capacity: &Capacity) -> AttentionShape {
@@ -110,5 +228,75 @@ impl Tuning {
             self.chunk.max(least).next_multiple_of(tile)
         };
         AttentionShape { threads, heads: tile_heads, vectors, elements, chunk }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tuning(class: DeviceClass, subgroup: u32, shared_memory: u32) -> Tuning {
+        let capabilities = Capabilities { subgroup, shared_memory, ..Capabilities::default() };
+        Tuning::new(Some(class), &capabilities)
+    }
+
+    #[test]
+    fn tiles_fit_what_a_work_group_may_share() {
+        for shared_memory in [16 << 10, 32 << 10, 48 << 10] {
+            let tuning = tuning(DeviceClass::Gpu, 32, shared_memory);
+            for columns in [9, 16, 17, 33, 64, 65, 512, 4096] {
+                for rows in [1, 64, 576, 2048, 102_400] {
+                    let width = tuning.columns(columns, rows);
+                    let shape = tuning.product(width, columns.div_ceil(width as usize), rows, 2048);
+                    let tile = TILES.into_iter().find(|t| (t.rows, t.columns) == (shape.rows, width));
+                    let tile = tile.unwrap_or_else(|| panic!("{shape:?}"));
+                    assert!(tile.shared_memory() <= shared_memory, "{shape:?}");
+                    assert!(tile.threads() <= 128, "what every device can: {shape:?}");
+                    assert!((width as usize) < 2 * columns.max(9), "{columns} columns: {shape:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn few_rows_share_subgroups_where_they_are_long() {
+        for subgroup in [8, 16, 32, 64, 128] {
+            let tuning = tuning(DeviceClass::Gpu, subgroup, 32 << 10);
+            for (columns, rows, k) in
+                [(1, 64, 7168), (1, 576, 2048), (2, 2048, 512), (4, 102_400, 2048), (1, 1, 32)]
+            {
+                let shape = tuning.product(columns, 1, rows, k);
+                let [threads, lanes, width, own_rows, split] = shape.constants[..] else {
+                    panic!("{shape:?}")
+                };
+                assert_eq!((lanes, width), (subgroup, columns));
+                assert!(threads <= 128 && (threads / lanes).is_multiple_of(split), "{shape:?}");
+                assert_eq!(shape.rows, threads / lanes / split * own_rows);
+                assert!(split == 1 || k / 32 >= split * lanes, "idle lanes: {shape:?}");
+            }
+        }
+        let shape = tuning(DeviceClass::Gpu, 32, 32 << 10).product(1, 1, 64, 7168);
+        assert_eq!(shape.constants, [128, 32, 1, 1, 4]);
+        let shape = tuning(DeviceClass::Gpu, 32, 32 << 10).product(1, 1, 102_400, 2048);
+        assert_eq!(shape.constants, [128, 32, 1, 4, 1]);
+    }
+
+    /// Cases of conformance, cut as for a GPU, meet every shape.
+    #[test]
+    fn tests_meet_every_shape() {
+        let all =
+            Capabilities { subgroup: 8, shared_memory: 32 << 10, software: true, ..Capabilities::default() };
+        let tuning = Tuning::new(Some(DeviceClass::Gpu), &all);
+        let shape = |columns: usize, rows| {
+            let width = tuning.columns(columns, rows);
+            (tuning.product(width, columns.div_ceil(width as usize), rows, 256), width)
+        };
+        let few = [(1, 7), (1, 65), (1, 130), (2, 130), (4, 65)];
+        let rows = few.map(|(columns, rows)| shape(columns, rows).0.constants[3]);
+        assert_eq!(rows, [1, 2, 4, 4, 2]);
+        let many = [(16, 65), (33, 33), (33, 65), (70, 65), (70, 130)];
+        let met = many.map(|(columns, rows)| shape(columns, rows)).map(|(shape, width)| (shape.rows, width));
+        assert_eq!(met, TILES.map(|tile| (tile.rows, tile.columns)));
+        assert_eq!(tuning.product(1, 1, 5, 7168).constants[4], 8, "the deep case shares rows");
     }
 }

@@ -21,6 +21,7 @@ layout(buffer_reference, scalar, buffer_reference_align = 4) writeonly buffer Wo
 layout(buffer_reference, scalar, buffer_reference_align = 2) readonly buffer Halves { uint16_t at[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 2) writeonly buffer HalvesOut { uint16_t at[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 8) readonly buffer Longs { uint64_t at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 16) readonly buffer Fours { vec4 at[]; };
 
 // The numbers of a step, first in its buffer.
 layout(buffer_reference, scalar, buffer_reference_align = 16) readonly buffer Step {
@@ -108,4 +109,22 @@ vec2 two_floats(uint64_t row, uint at, uint n, bool together, bool mind) {
         two.y = Floats(row).at[at + 1];
     }
     return two;
+}
+
+// Values `at` to `at + 3`, likewise. Together, if all rows start at multiples of 16 bytes, and `at` and `n` are multiples of
+// four.
+vec4 four_floats(uint64_t row, uint at, uint n, bool together, bool mind) {
+    vec4 four = vec4(0.0);
+    if (together) {
+        if (!mind || at < n) {
+            four = Fours(row).at[at / 4];
+        }
+        return four;
+    }
+    [[unroll]] for (uint i = 0; i < 4; i++) {
+        if (!mind || at + i < n) {
+            four[i] = Floats(row).at[at + i];
+        }
+    }
+    return four;
 }

@@ -1,4 +1,5 @@
-// What all matrix products share: jobs, and which columns of activations belong to a tile of COLUMNS.
+// What all matrix products share: jobs, and tiles of at most COLUMNS columns of activations. A shader says how many rows of
+// weights a work group has at once, GROUP_ROWS, and how they are multiplied with a tile.
 
 layout(push_constant, scalar) uniform PushBlock {
     ProductPush push;
@@ -25,39 +26,79 @@ uint column_tiles(ProductJob job) {
     return (columns + COLUMNS - 1) / COLUMNS;
 }
 
-// Where the weights of a tile start, and each of its columns and results. Global, as arrays whose sizes are specialised
-// cannot be parameters.
-uint64_t weights;
-uint64_t x[COLUMNS];
-uint64_t y[COLUMNS];
+// A tile of columns: where its weights start, and its columns, which are neighbours or entries of a list.
+struct Tile {
+    uint64_t weights;
+    uint64_t list;
+    uint first;
+    uint count;
+    uint batch;
+};
 
-// Sets these for tile `index`; returns how many columns it has.
-uint column_tile(ProductJob job, uint index, uint batch) {
-    uint first, count, matrix = batch;
-    uint64_t list = 0;
+// Tile `index`.
+Tile column_tile(ProductJob job, uint index, uint batch) {
+    Tile tile;
+    tile.batch = batch;
+    uint matrix = batch;
     if (job.order != 0) {
         Words entry = Words(job.order + 4 * (1 + 3 * uint64_t(index)));
         matrix = entry.at[0];
-        first = 0;
-        count = entry.at[2];
-        list = job.order + 4 * (1 + 3 * uint64_t(job.order_tiles) + entry.at[1]);
+        tile.first = 0;
+        tile.count = entry.at[2];
+        tile.list = job.order + 4 * (1 + 3 * uint64_t(job.order_tiles) + entry.at[1]);
     } else {
         const uint columns = extent(Step(push.step), job.extent, job.fixed_count) * job.used;
-        first = index * COLUMNS;
-        count = min(COLUMNS, columns - first);
+        tile.first = index * COLUMNS;
+        tile.count = min(COLUMNS, columns - tile.first);
+        tile.list = 0;
         if (job.ids != 0) {
-            matrix = min(Words(job.ids).at[first], job.matrices - 1);
+            matrix = min(Words(job.ids).at[tile.first], job.matrices - 1);
         }
     }
-    weights = job.w + uint64_t(matrix) * job.w_batch;
-    [[unroll]] for (uint i = 0; i < COLUMNS; i++) {
-        uint column = first + min(i, count - 1);
-        if (list != 0) {
-            column = Words(list).at[column];
+    tile.weights = job.w + uint64_t(matrix) * job.w_batch;
+    return tile;
+}
+
+// Which column is the `i`th of a tile; past its last one, that one again.
+uint tile_column(Tile tile, uint i) {
+    const uint column = tile.first + min(i, tile.count - 1);
+    return tile.list != 0 ? Words(tile.list).at[column] : column;
+}
+
+// Where a column of activations starts, and its results.
+uint64_t column_x(ProductJob job, Tile tile, uint column) {
+    const uint row = column / job.used, choice = column % job.used;
+    return job.x
+        + 4 * (uint64_t(row) * job.x_row + uint64_t(choice) * job.x_choice + uint64_t(tile.batch) * job.x_batch);
+}
+
+uint64_t column_y(ProductJob job, Tile tile, uint column) {
+    const uint row = column / job.used, choice = column % job.used;
+    return job.y
+        + 4 * (uint64_t(row) * job.y_row + uint64_t(choice) * job.y_choice + uint64_t(tile.batch) * job.y_batch);
+}
+
+// Where row `row` of a tile's weights starts; past the last one, that one again.
+uint64_t weight_row(ProductJob job, Tile tile, uint row) {
+    return tile.weights + uint64_t(min(row, job.m - 1)) * job.w_row;
+}
+
+// Writes the products of rows `first_row` to `first_row + GROUP_ROWS - 1`, as far as there are such, with a tile's columns.
+void multiply(ProductJob job, Tile tile, uint first_row);
+
+void main() {
+    // A dispatch that would take too long comes in pieces.
+    const uint group = push.first_group + gl_WorkGroupID.x;
+    const ProductJob job = find_job(group);
+    const uint local = group - job.first_group;
+    const uint row_tiles = (job.m + GROUP_ROWS - 1) / GROUP_ROWS;
+    const uint batch = local / row_tiles;
+    const uint first_row = local % row_tiles * GROUP_ROWS;
+    const uint count = column_tiles(job);
+    for (uint index = gl_WorkGroupID.y; index < count; index += gl_NumWorkGroups.y) {
+        const Tile tile = column_tile(job, index, batch);
+        if (tile.count > 0) {
+            multiply(job, tile, first_row);
         }
-        const uint row = column / job.used, choice = column % job.used;
-        x[i] = job.x + 4 * (uint64_t(row) * job.x_row + uint64_t(choice) * job.x_choice + uint64_t(batch) * job.x_batch);
-        y[i] = job.y + 4 * (uint64_t(row) * job.y_row + uint64_t(choice) * job.y_choice + uint64_t(batch) * job.y_batch);
     }
-    return count;
 }

@@ -129,12 +129,12 @@ fn extremes(cases: &mut Cases, dtype: DType, precision: Precision) {
     });
 }
 
-/// All row counts with all widths, for a format of each kind.
+/// All row counts with all widths, and one that fills several of the largest tiles, for a format of each kind.
 fn every_tile(cases: &mut Cases) {
     for (dtype, k) in
         [(DType::F32, 48), (DType::F16, 40), (DType::Q8_0, 64), (DType::Q4_K, 256), (DType::Q6_K, 256)]
     {
-        for m in WIDTHS {
+        for m in WIDTHS.into_iter().chain([130]) {
             for n in ROWS {
                 let precision = Precision::Default;
                 let product = Product { dtype, precision, k, m, n, outer: Outer::Rows, gap: 0, skipped: 0 };

@@ -6,7 +6,6 @@
 
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
-#include "shared.glsl"
 #include "formats.glsl"
 
 layout(constant_id = 0) const uint THREADS = 64;
@@ -244,9 +243,10 @@ void attend(uint row, uint first_head, uint chunk) {
 }
 
 void main() {
-    const uint rows = Step(push.step).rows;
-    for (uint row = gl_WorkGroupID.y; row < rows; row += gl_NumWorkGroups.y) {
-        // A dispatch that would take too long comes in pieces.
-        attend(row, push.first_head + gl_WorkGroupID.x * HEADS, gl_WorkGroupID.z);
+    // A dispatch that would take too long comes in pieces.
+    const uint own = push.rows == ~0u ? push.rows : push.first_row + push.rows;
+    const uint rows = min(Step(push.step).rows, own);
+    for (uint row = push.first_row + gl_WorkGroupID.y; row < rows; row += gl_NumWorkGroups.y) {
+        attend(row, gl_WorkGroupID.x * HEADS, gl_WorkGroupID.z);
     }
 }

@@ -4,7 +4,6 @@
 
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
-#include "shared.glsl"
 
 layout(constant_id = 0) const uint THREADS = 64;
 layout(local_size_x_id = 0) in;

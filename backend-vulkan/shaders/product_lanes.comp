@@ -4,7 +4,6 @@
 
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
-#include "shared.glsl"
 #include "formats.glsl"
 
 // Invocations of a subgroup.

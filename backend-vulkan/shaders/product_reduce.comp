@@ -5,7 +5,6 @@
 
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
-#include "shared.glsl"
 #include "formats.glsl"
 
 layout(constant_id = 0) const uint THREADS = 128;

@@ -5,7 +5,6 @@
 
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
-#include "shared.glsl"
 
 layout(constant_id = 0) const uint THREADS = 64;
 layout(local_size_x_id = 0) in;
@@ -40,7 +39,6 @@ layout(buffer_reference, scalar, buffer_reference_align = 2) coherent writeonly 
 shared float partial[128];
 shared float score[MAX_EXPERTS];
 shared float probability[MAX_EXPERTS];
-shared uint group_open[MAX_EXPERTS];
 shared uint rejected;
 shared uint chosen[MAX_EXPERTS];
 
@@ -85,7 +83,7 @@ void rms_norm(RowOp op, uint row) {
     for (uint inner = 0; inner < op.inner; inner++) {
         In x = In(address(op.a, op.a_strides, row, inner, op.inner_extent));
         Out y = Out(address(op.out0, op.out_strides, row, inner, op.inner_extent));
-        Floats weight = Floats(op.b);
+        In weight = In(op.b);
         float squares = 0.0;
         for (uint i = gl_LocalInvocationID.x; i < op.width; i += THREADS) {
             const float v = x.at[i];
@@ -149,6 +147,9 @@ void concat(RowOp op, uint row) {
 
 // b: ids; `width_b`: rows of a.
 void select_rows(RowOp op, uint row, uint rows_of_a) {
+    if (rows_of_a == 0) {
+        return;
+    }
     const uint id = min(InWords(op.b).at[row], rows_of_a - 1);
     for (uint i = gl_LocalInvocationID.x; i < op.inner * op.width; i += THREADS) {
         const uint inner = i / op.width, j = i % op.width;
@@ -259,10 +260,12 @@ void route(RowOp op, uint row) {
     barrier();
     for (uint e = thread; e < experts; e += THREADS) {
         const float p = softmax ? probability[e] / sum : 1.0 / (1.0 + exp(-scores.at[e]));
-        const float s = op.b == 0 ? p : p + Floats(op.b).at[e];
+        const float bias = op.b == 0 ? 0.0 : In(op.b).at[e];
+        const float s = op.b == 0 ? p : p + bias;
         probability[e] = p;
         score[e] = s;
-        if (!is_finite(s) || !is_finite(p)) {
+        // Bits of what was read, as arithmetic need not keep NaN.
+        if (is_nan(scores.at[e]) || !is_finite(bias) || !is_finite(s)) {
             atomicOr(rejected, 1u);
         }
     }
@@ -301,20 +304,25 @@ void route(RowOp op, uint row) {
                 const float s = uintBitsToFloat(chosen[other]);
                 better += uint(s > own || (s == own && other < g));
             }
-            group_open[g] = uint(better < op.groups_used);
+            // Scores are finite: what is below them all is not chosen.
+            if (better >= op.groups_used) {
+                for (uint i = 0; i < group_len; i++) {
+                    score[g * group_len + i] = uintBitsToFloat(0xff800000u);
+                }
+            }
         }
         barrier();
     }
     for (uint e = thread; e < experts; e += THREADS) {
-        if (groups > 1 && group_open[e / group_len] == 0) {
+        const float own = score[e];
+        if (!is_finite(own)) {
             continue;
         }
-        const float own = score[e];
         uint better = 0;
         for (uint other = 0; other < experts && better < used; other++) {
             const float s = score[other];
             if (s > own || (s == own && other < e)) {
-                better += groups > 1 ? group_open[other / group_len] : 1u;
+                better++;
             }
         }
         if (better < used) {
@@ -351,8 +359,10 @@ void link(uint index, uint kind, uint row) {
         case ROW_COMBINE: combine(op, row); break;
         case ROW_ROUTE: route(op, row); break;
     }
+    // Before the barrier what was written is told, after it what is read is new.
     memoryBarrierBuffer();
     barrier();
+    memoryBarrierBuffer();
 }
 
 void main() {

@@ -9,21 +9,17 @@ use std::ffi::CStr;
 pub(crate) struct Capabilities {
     /// Invocations of a subgroup: 8 to 128.
     pub subgroup: u32,
-    /// The size can be asked for, and subgroups are full (`subgroupSizeControl`, `computeFullSubgroups`).
-    pub sized_subgroups: bool,
     /// Bytes of main memory can be used in place (`VK_EXT_external_memory_host`), at multiples of this.
     pub import_alignment: Option<u64>,
     /// Free memory is told (`VK_EXT_memory_budget`).
     pub memory_budget: bool,
     /// Largest buffer, and largest piece of memory.
     pub largest_buffer: u64,
-    /// Dot products of 8-bit integers are an instruction.
-    pub integer_dot: bool,
-    /// Small matrices are multiplied by a subgroup at once (`VK_KHR_cooperative_matrix`).
-    pub cooperative_matrix: bool,
     /// Nanoseconds of a timestamp's unit, where the queue has timestamps.
     pub timestamp_period: Option<f32>,
-    /// Work groups of the second and third axis.
+    /// Invocations of a work group: 128 or more.
+    pub largest_group: u32,
+    /// Work groups of an axis.
     pub largest_count: u32,
     /// Bytes of memory that a work group may share: 16 KiB or more.
     pub shared_memory: u32,
@@ -47,26 +43,40 @@ impl Required {
         // SAFETY: the device is of this instance and, as the caller has seen, of version 1.2.
         unsafe { instance.functions().get_physical_device_features2(device, &mut features) };
         let long = features.features.shader_int64;
-        let short = features.features.shader_int16;
         let subgroups = instance.subgroups(device);
+        let mut control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default();
+        let mut sizes = vk::PhysicalDeviceSubgroupSizeControlProperties::default();
+        if instance.has(device, ext::subgroup_size_control::NAME) {
+            let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut control);
+            let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut sizes);
+            // SAFETY: as above; the device has the extension whose structures are chained.
+            unsafe {
+                instance.functions().get_physical_device_features2(device, &mut features);
+                instance.functions().get_physical_device_properties2(device, &mut properties);
+            }
+        }
+        // Lanes are counted on: without these a work group's subgroups may have any size.
+        let sized = sizes.required_subgroup_size_stages.contains(vk::ShaderStageFlags::COMPUTE)
+            && (sizes.min_subgroup_size..=sizes.max_subgroup_size).contains(&subgroups.subgroup_size);
         let wanted = [
             (long, "shaderInt64"),
-            (short, "shaderInt16"),
             (features11.storage_buffer16_bit_access, "storageBuffer16BitAccess"),
             (features12.buffer_device_address, "bufferDeviceAddress"),
             (features12.scalar_block_layout, "scalarBlockLayout"),
             (features12.timeline_semaphore, "timelineSemaphore"),
+            (control.subgroup_size_control, "subgroupSizeControl"),
+            (control.compute_full_subgroups, "computeFullSubgroups"),
+            (vk::Bool32::from(sized), "a subgroup size that compute shaders may require"),
         ];
         let operations = vk::SubgroupFeatureFlags::BASIC
             | vk::SubgroupFeatureFlags::ARITHMETIC
-            | vk::SubgroupFeatureFlags::BALLOT
-            | vk::SubgroupFeatureFlags::SHUFFLE;
+            | vk::SubgroupFeatureFlags::BALLOT;
         let mut missing: Vec<&str> =
             wanted.into_iter().filter(|(has, _)| *has == vk::FALSE).map(|(_, name)| name).collect();
         if !subgroups.supported_operations.contains(operations)
             || !subgroups.supported_stages.contains(vk::ShaderStageFlags::COMPUTE)
         {
-            missing.push("subgroup arithmetic, ballot and shuffle in compute shaders");
+            missing.push("subgroup arithmetic and ballot in compute shaders");
         }
         if !(8..=128).contains(&subgroups.subgroup_size) {
             missing.push("subgroups of 8 to 128 invocations");
@@ -94,19 +104,6 @@ impl Capabilities {
         }
         // SAFETY: only structures of extensions that the device has are chained.
         unsafe { functions.get_physical_device_properties2(device, &mut all) };
-        let mut control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default();
-        let mut dot = vk::PhysicalDeviceShaderIntegerDotProductFeatures::default();
-        let (controls, dots) =
-            (has(ext::subgroup_size_control::NAME), has(khr::shader_integer_dot_product::NAME));
-        let mut features = vk::PhysicalDeviceFeatures2::default();
-        if controls {
-            features = features.push_next(&mut control);
-        }
-        if dots {
-            features = features.push_next(&mut dot);
-        }
-        // SAFETY: as above.
-        unsafe { functions.get_physical_device_features2(device, &mut features) };
         // SAFETY: the device is of this instance, and the caller has the family from it.
         let families = unsafe { functions.get_physical_device_queue_family_properties(device) };
         let timestamps = families[family as usize].timestamp_valid_bits > 0;
@@ -117,15 +114,15 @@ impl Capabilities {
         }
         Capabilities {
             subgroup: instance.subgroups(device).subgroup_size,
-            sized_subgroups: control.subgroup_size_control == vk::TRUE
-                && control.compute_full_subgroups == vk::TRUE,
             import_alignment: imports.then_some(host.min_imported_host_pointer_alignment),
             memory_budget: has(ext::memory_budget::NAME),
             largest_buffer,
-            integer_dot: dot.shader_integer_dot_product == vk::TRUE,
-            cooperative_matrix: has(khr::cooperative_matrix::NAME),
             timestamp_period: timestamps.then_some(basic.limits.timestamp_period),
             largest_count: basic.limits.max_compute_work_group_count.into_iter().min().unwrap_or(65535),
+            largest_group: basic
+                .limits
+                .max_compute_work_group_invocations
+                .min(basic.limits.max_compute_work_group_size[0]),
             shared_memory: basic.limits.max_compute_shared_memory_size,
             shares_memory: matches!(
                 kind,
@@ -142,9 +139,6 @@ impl Capabilities {
             (self.shares_memory, "shares main memory"),
             (self.import_alignment.is_some(), "imports host memory"),
             (self.memory_budget, "tells free memory"),
-            (self.sized_subgroups, "sized subgroups"),
-            (self.integer_dot, "integer dot products"),
-            (self.cooperative_matrix, "cooperative matrices"),
             (self.timestamp_period.is_some(), "timestamps"),
         ];
         named.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect()

@@ -42,6 +42,10 @@ pub(crate) struct Context {
     allocator: ManuallyDrop<Mutex<Allocator>>,
     /// Set when the driver says that the device is lost, or by a test that pretends it.
     pub lost: AtomicBool,
+    /// Set when the device does not answer: what it may still use is never freed.
+    hung: AtomicBool,
+    /// Bytes of our own buffers.
+    pub allocated: AtomicU64,
     instance: Arc<Instance>,
 }
 
@@ -57,7 +61,6 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 
 impl Context {
     pub(crate) fn open(index: usize, options: &VulkanOptions) -> Result<Arc<Self>, VulkanError> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let instance = Arc::new(Instance::open(options.validation)?);
         let found = instance.physical_devices()?;
         let Some(physical) = found.get(index).copied() else {
@@ -70,6 +73,26 @@ impl Context {
         })?;
         let capabilities = Capabilities::of(&instance, physical, queue_family);
         let device = create_device(&instance, physical, queue_family, &capabilities)?;
+        let context =
+            Self::equip(instance, physical, device.clone(), queue_family, capabilities, info, options);
+        if context.is_err() {
+            // SAFETY: what was made from it was undone.
+            unsafe { device.destroy_device(None) };
+        }
+        context
+    }
+
+    /// Everything that a device needs beside itself. On an error nothing of it is left.
+    fn equip(
+        instance: Arc<Instance>,
+        physical: vk::PhysicalDevice,
+        device: ash::Device,
+        queue_family: u32,
+        capabilities: Capabilities,
+        info: DeviceInfo,
+        options: &VulkanOptions,
+    ) -> Result<Arc<Self>, VulkanError> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let call = |call| move |result: vk::Result| VulkanError::Call { call, result: result.to_string() };
         // SAFETY: the queue was asked for.
         let handle = unsafe { device.get_device_queue(queue_family, 0) };
@@ -78,6 +101,11 @@ impl Context {
         // SAFETY: `create` lives through the call.
         let timeline =
             unsafe { device.create_semaphore(&create, None) }.map_err(call("vkCreateSemaphore"))?;
+        let undo = |error: VulkanError| {
+            // SAFETY: nothing uses it.
+            unsafe { device.destroy_semaphore(timeline, None) };
+            error
+        };
         let allocator = Allocator::new(&AllocatorCreateDesc {
             instance: instance.functions().clone(),
             device: device.clone(),
@@ -87,8 +115,10 @@ impl Context {
             // What is larger gets memory of its own.
             allocation_sizes: AllocationSizes::new(64 << 20, 16 << 20),
         })
-        .map_err(|error| VulkanError::Call { call: "the allocator's start", result: error.to_string() })?;
-        let pipelines = Pipelines::new(&instance, physical, &device, &capabilities, options)?;
+        .map_err(|error| {
+            undo(VulkanError::Call { call: "the allocator's start", result: error.to_string() })
+        })?;
+        let pipelines = Pipelines::new(&instance, physical, &device, &capabilities, options).map_err(undo)?;
         let debug =
             instance.validates().then(|| ext::debug_utils::Device::new(instance.functions(), &device));
         let host_import = (capabilities.shares_memory && capabilities.import_alignment.is_some())
@@ -107,6 +137,8 @@ impl Context {
             queue: Mutex::new(Queue { handle, timeline, submitted: 0 }),
             allocator: ManuallyDrop::new(Mutex::new(allocator)),
             lost: AtomicBool::new(false),
+            hung: AtomicBool::new(false),
+            allocated: AtomicU64::new(0),
             device,
             instance,
         }))
@@ -121,9 +153,13 @@ impl Context {
         self.instance.complaints()
     }
 
-    /// Bytes that are free now, as far as the driver tells.
+    /// Bytes that are free now, as far as the driver tells; where it does not, those that we have not taken.
     pub(crate) fn free(&self) -> u64 {
-        self.instance.memory(self.physical, OLDEST_VERSION).1
+        let free = self.instance.memory(self.physical, OLDEST_VERSION).1;
+        match self.capabilities.memory_budget {
+            true => free,
+            false => free.saturating_sub(self.allocated.load(Ordering::Relaxed)),
+        }
     }
 
     /// Gives an object the name that validation messages call it by.
@@ -188,21 +224,42 @@ impl Context {
         let wait = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
         // SAFETY: the semaphore is alive as long as `self`.
         let waited = unsafe { self.device.wait_semaphores(&wait, PATIENCE.as_nanos() as u64) };
-        waited.map_err(|result| match result {
-            vk::Result::TIMEOUT => {
-                self.lost.store(true, Ordering::Relaxed);
-                DeviceError::Lost {
-                    device: self.info.name.clone(),
-                    reason: format!("no answer for {} s", PATIENCE.as_secs()),
-                }
-            }
-            other => self.error("vkWaitSemaphores", other),
+        waited.map_err(|result| {
+            // Whatever the reason, what was submitted may still run: nothing of ours may touch it again.
+            self.lost.store(true, Ordering::Relaxed);
+            let reason = match result {
+                vk::Result::ERROR_DEVICE_LOST => result.to_string(),
+                vk::Result::TIMEOUT => format!("no answer for {} s", PATIENCE.as_secs()),
+                other => format!("vkWaitSemaphores: {other}"),
+            };
+            self.hung.store(result != vk::Result::ERROR_DEVICE_LOST, Ordering::Relaxed);
+            DeviceError::Lost { device: self.info.name.clone(), reason }
         })
+    }
+
+    /// Waits until all that was submitted is done; at once where the device is idle.
+    pub(crate) fn settle(&self) -> Result<(), DeviceError> {
+        let submitted = self.queue.lock().unwrap_or_else(PoisonError::into_inner).submitted;
+        self.wait(submitted)
+    }
+
+    /// Before something is freed: whether the device has let go of it.
+    pub(crate) fn lets_go(&self) -> bool {
+        // A lost device runs nothing; its semaphore may never come.
+        if self.lost.load(Ordering::Relaxed) && !self.hung.load(Ordering::Relaxed) {
+            // SAFETY: the device is alive.
+            let _ = unsafe { self.device.device_wait_idle() };
+            return true;
+        }
+        !self.hung.load(Ordering::Relaxed) && (self.settle().is_ok() || !self.hung.load(Ordering::Relaxed))
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
+        if !self.lets_go() {
+            return;
+        }
         let queue = self.queue.get_mut().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: nobody else has the device: buffers and programs hold a `Context`. Work may still run, which is waited
         // for; if the device is lost, there is none. Then everything made here goes, the device last.
@@ -255,14 +312,12 @@ fn create_device(
     let mut control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default()
         .subgroup_size_control(true)
         .compute_full_subgroups(true);
-    if capabilities.sized_subgroups {
-        extensions.push(ext::subgroup_size_control::NAME);
-    }
+    extensions.push(ext::subgroup_size_control::NAME);
     if instance.has(physical, khr::maintenance4::NAME) {
         extensions.push(khr::maintenance4::NAME);
     }
     let extensions: Vec<_> = extensions.iter().map(|name| name.as_ptr()).collect();
-    let basic = vk::PhysicalDeviceFeatures::default().shader_int64(true).shader_int16(true);
+    let basic = vk::PhysicalDeviceFeatures::default().shader_int64(true);
     let mut features11 = vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(true);
     let mut features12 = vk::PhysicalDeviceVulkan12Features::default()
         .buffer_device_address(true)
@@ -271,10 +326,8 @@ fn create_device(
     let mut features = vk::PhysicalDeviceFeatures2::default()
         .features(basic)
         .push_next(&mut features11)
-        .push_next(&mut features12);
-    if capabilities.sized_subgroups {
-        features = features.push_next(&mut control);
-    }
+        .push_next(&mut features12)
+        .push_next(&mut control);
     let create = vk::DeviceCreateInfo::default()
         .queue_create_infos(&queue)
         .enabled_extension_names(&extensions)

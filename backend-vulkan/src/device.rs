@@ -135,12 +135,12 @@ impl Device for VulkanDevice {
         if self.context.always_stage {
             return Ok(None);
         }
-        let size = (**bytes).as_ref().len();
+        self.check()?;
         let imported = Imported::new(&self.context, bytes)?;
         Ok(imported.map(|imported| {
             let buffer: BufferRef = Arc::new(VulkanBuffer {
                 context: Arc::clone(&self.context),
-                size,
+                size: imported.size(),
                 usage: BufferUsage::Weights,
                 bytes: Bytes::Imported(imported),
             });
@@ -151,7 +151,7 @@ impl Device for VulkanDevice {
     fn write(&self, to: &BufferRef, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
         self.check()?;
         let own = self.own(to, "a write")?;
-        own.address(offset, bytes.len())
+        own.holds(offset, bytes.len())
             .map_err(|problem| self.context.fault(format!("a write: {problem}")))?;
         let Bytes::Owned(memory) = &own.bytes else {
             return Err(self.context.fault("a write to imported bytes, which are only read".to_owned()));
@@ -159,9 +159,9 @@ impl Device for VulkanDevice {
         let mut staging = self.staging();
         match memory.mapped().filter(|_| !self.context.always_stage) {
             Some(pointer) => {
-                staging.finish()?;
-                // SAFETY: the range lies in the buffer, which the CPU sees; no copy is under way, and the caller runs no
-                // program on it.
+                self.context.settle()?;
+                // SAFETY: the range lies in the buffer, which the CPU sees; nothing that was submitted runs any more, and
+                // who holds `staging` is the only one who writes so.
                 unsafe { pointer.add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
                 Ok(())
             }
@@ -172,8 +172,7 @@ impl Device for VulkanDevice {
     fn read(&self, from: &BufferRef, offset: usize, into: &mut [u8]) -> Result<(), DeviceError> {
         self.check()?;
         let own = self.own(from, "a read")?;
-        own.address(offset, into.len())
-            .map_err(|problem| self.context.fault(format!("a read: {problem}")))?;
+        own.holds(offset, into.len()).map_err(|problem| self.context.fault(format!("a read: {problem}")))?;
         match &own.bytes {
             Bytes::Imported(imported) => {
                 into.copy_from_slice(&imported.bytes()[offset..offset + into.len()]);
@@ -181,9 +180,9 @@ impl Device for VulkanDevice {
             }
             Bytes::Owned(memory) => {
                 let mut staging = self.staging();
-                match memory.mapped().filter(|_| !self.context.always_stage) {
+                match memory.readable().filter(|_| !self.context.always_stage) {
                     Some(pointer) => {
-                        staging.finish()?;
+                        self.context.settle()?;
                         // SAFETY: as in `write`.
                         unsafe { pointer.add(offset).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) }
                         Ok(())

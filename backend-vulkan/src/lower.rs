@@ -69,9 +69,24 @@ pub(crate) enum Kind {
     Row { op: RowOp, extent: Extent },
     /// A matrix product, which may share its dispatch with others of the same shader.
     Product { shader: Shader, job: ProductJob, batches: u32, tile_rows: u32, tiles: Count },
-    /// A dispatch of its own. `first`: where in its push constants the first work group of a piece stands, and how many
-    /// each stands for, if it may come in pieces.
-    Alone { shader: Shader, push: Vec<u8>, groups: [Count; 3], first: Option<(usize, u32)> },
+    /// A dispatch of its own.
+    Alone { shader: Shader, push: Vec<u8>, groups: [Count; 3], cut: Cut },
+}
+
+/// How a dispatch may come in pieces, by numbers at these bytes of its push constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Never,
+    /// By work groups of the first axis.
+    Groups {
+        first: usize,
+    },
+    /// By rows of the step, of which there are so many at most.
+    Rows {
+        first: usize,
+        count: usize,
+        rows: u32,
+    },
 }
 
 /// Tables of cosines and sines for the positions of a step.
@@ -104,6 +119,13 @@ pub(crate) fn supports(device: &str, op: &OpDesc) -> Result<(), Unsupported> {
         let fixed = extents.iter().filter_map(|extent| extent.fixed());
         let largest = fixed.chain(tensor.strides).max().unwrap_or(0);
         limit("elements or bytes between neighbours of an axis", largest, u32::MAX as usize)?;
+        let unit = tensor.dtype.block_bytes();
+        let align = if unit.is_multiple_of(4) { 4 } else { 2 };
+        if let Some(stride) = tensor.strides.iter().find(|stride| !stride.is_multiple_of(align)) {
+            return Err(unsupported(format!(
+                "expected strides that are multiples of {align}, found {stride}"
+            )));
+        }
         if tensor.dtype != DType::I32 && tensor.shape.rank() > 4 {
             return Err(unsupported(format!("expected at most 4 axes, found {}", tensor.shape)));
         }
@@ -127,8 +149,8 @@ pub(crate) struct Lowering<'a> {
     /// Bytes of both parts so far.
     pub partials: u64,
     pub lists: u64,
-    /// Lists of grouped pairs by the value that holds their ids: address, tiles and width.
-    groups: Vec<(usize, Grouped)>,
+    /// Lists of grouped pairs.
+    groups: Vec<Grouped>,
 }
 
 /// Where a program's own memory lies.
@@ -138,8 +160,11 @@ pub(crate) struct Scratch {
     pub partials: u64,
 }
 
-#[derive(Clone, Copy)]
+/// Pairs of rows and choices by expert, of the ids that lie at `ids`.
+#[derive(Clone)]
 struct Grouped {
+    ids: Range<u64>,
+    experts: u32,
     address: u64,
     bytes: u64,
     tiles: u32,
@@ -232,15 +257,15 @@ impl Tensor {
 }
 
 /// How an extent is told to a shader.
-fn extent_words(extent: Extent) -> (u32, u32) {
+pub(crate) fn extent_words(extent: Extent) -> (u32, u32) {
     match extent {
-        Extent::Fixed(n) => (0, n as u32),
-        Extent::Rows => (1, 0),
-        Extent::Outputs => (2, 0),
+        Extent::Fixed(n) => (EXTENT_FIXED, n as u32),
+        Extent::Rows => (EXTENT_ROWS, 0),
+        Extent::Outputs => (EXTENT_OUTPUTS, 0),
     }
 }
 
-fn count_of(extent: Extent, times: u32, part: u32) -> Count {
+pub(crate) fn count_of(extent: Extent, times: u32, part: u32) -> Count {
     match extent {
         Extent::Fixed(n) => Count::Fixed((n as u64 * u64::from(times)).div_ceil(u64::from(part)) as u32),
         Extent::Rows => Count::Rows(times, part, 0),
@@ -298,6 +323,11 @@ impl<'a> Lowering<'a> {
                 self.attention(index, &inputs, &outputs[0], *scale, *latent as u32)
             }
             _ => self.row(index, &op.op, &inputs, &outputs),
+        }
+        // Ids that are written anew make another list.
+        for output in &outputs {
+            let end = output.address + output.span;
+            self.groups.retain(|list| list.ids.end <= output.address || end <= list.ids.start);
         }
         Ok(())
     }
@@ -466,7 +496,7 @@ impl<'a> Lowering<'a> {
         let groups = [count_of(out.extent(0), 1, 1), Count::Fixed(1), Count::Fixed(1)];
         self.pieces.push(Piece {
             op: index,
-            kind: Kind::Alone { shader, push: bytemuck::bytes_of(&push).to_vec(), groups, first: None },
+            kind: Kind::Alone { shader, push: bytemuck::bytes_of(&push).to_vec(), groups, cut: Cut::Never },
             accesses: vec![table.whole(false), ids.whole(false), out.whole(true)],
         });
     }
@@ -545,15 +575,17 @@ impl<'a> Lowering<'a> {
 
     /// The list of pairs by expert; made once for each value of ids.
     fn group(&mut self, index: usize, ids: &Tensor, job: &ProductJob, pairs: usize) -> Grouped {
-        let value = self.program.ops[index].inputs[2];
-        if let Some((_, known)) = self.groups.iter().find(|(known, _)| *known == value) {
-            return *known;
+        let lies = ids.address..ids.address + ids.span;
+        let known = self.groups.iter().find(|list| list.ids == lies && list.experts == job.matrices);
+        if let Some(known) = known {
+            return known.clone();
         }
         let matrices = job.matrices.max(1) as usize;
         let width = self.tuning.columns(pairs / matrices, matrices * job.m as usize).max(2);
         let tiles = pairs.div_ceil(width as usize) + (job.matrices as usize).min(pairs);
         let bytes = 4 * (1 + 3 * tiles + pairs) as u64;
-        let list = Grouped { address: self.reserve(bytes), bytes, tiles: tiles as u32, width };
+        let address = self.reserve(bytes);
+        let list = Grouped { ids: lies, experts: job.matrices, address, bytes, tiles: tiles as u32, width };
         let push = GroupPush {
             step: self.step,
             ids: ids.address,
@@ -572,14 +604,14 @@ impl<'a> Lowering<'a> {
                 shader,
                 push: bytemuck::bytes_of(&push).to_vec(),
                 groups: [Count::Fixed(1); 3],
-                first: None,
+                cut: Cut::Never,
             },
             accesses: vec![
                 ids.whole(false),
                 Access { span: list.address..list.address + bytes, write: true, rows: None },
             ],
         });
-        self.groups.push((value, list));
+        self.groups.push(list.clone());
         list
     }
 
@@ -603,6 +635,7 @@ impl<'a> Lowering<'a> {
             chunk: shape.chunk,
             chunks,
             scale,
+            rows: u32::MAX,
             ..AttentionPush::default()
         };
         let mut accesses = vec![q.whole(false), cache.whole(false)];
@@ -642,7 +675,11 @@ impl<'a> Lowering<'a> {
                 shader,
                 push: bytemuck::bytes_of(&push).to_vec(),
                 groups,
-                first: Some((offset_of!(AttentionPush, first_head), shape.heads)),
+                cut: Cut::Rows {
+                    first: offset_of!(AttentionPush, first_row),
+                    count: offset_of!(AttentionPush, rows),
+                    rows: capacity.rows as u32,
+                },
             },
             accesses,
         });
@@ -660,7 +697,7 @@ impl<'a> Lowering<'a> {
         let groups = [Count::Rows(heads, 1, 0), Count::Fixed(1), Count::Fixed(1)];
         self.pieces.push(Piece {
             op: index,
-            kind: Kind::Alone { shader, push: bytemuck::bytes_of(&merge).to_vec(), groups, first: None },
+            kind: Kind::Alone { shader, push: bytemuck::bytes_of(&merge).to_vec(), groups, cut: Cut::Never },
             accesses: vec![Access { span, write: false, rows: None }, out.whole(true)],
         });
     }

@@ -7,7 +7,11 @@ use gpu_allocator::{
     AllocationError, MemoryLocation,
     vulkan::{Allocation, AllocationCreateDesc, AllocationScheme},
 };
-use std::{any::Any, fmt, sync::Arc};
+use std::{
+    any::Any,
+    fmt,
+    sync::{Arc, atomic::Ordering},
+};
 
 /// Beyond its size every buffer has room for this many bytes more, so that the last value may be read with its
 /// neighbours.
@@ -20,6 +24,8 @@ pub(crate) struct Memory {
     /// `None` only while being dropped.
     allocation: Option<Allocation>,
     address: u64,
+    /// Bytes counted as taken.
+    size: u64,
 }
 
 impl Memory {
@@ -40,9 +46,12 @@ impl Memory {
         let rounded = rounded.ok_or_else(out_of_memory)?;
         let largest = context.capabilities.largest_buffer;
         if rounded > largest {
-            return Err(context.fault(format!(
-                "{name}: expected at most {largest} bytes in one buffer of this device, found {size}"
-            )));
+            return Err(DeviceError::OutOfMemory {
+                device: context.info.name.clone(),
+                what: format!("{name} (of which one buffer here may have {largest} bytes)"),
+                requested: size as u64,
+                available: context.free(),
+            });
         }
         let usage = vk::BufferUsageFlags::STORAGE_BUFFER
             | vk::BufferUsageFlags::SHADER_DEVICE_ADDRESS
@@ -69,11 +78,16 @@ impl Memory {
             allocation_scheme: AllocationScheme::GpuAllocatorManaged,
         };
         let allocated = context.allocator().allocate(&wish);
-        let mut memory = Memory { context: Arc::clone(context), buffer, allocation: None, address: 0 };
+        let mut memory =
+            Memory { context: Arc::clone(context), buffer, allocation: None, address: 0, size: 0 };
         memory.allocation = Some(allocated.map_err(|error| match error {
-            AllocationError::OutOfMemory => out_of_memory(),
-            other => context.fault(format!("memory for {name}: {other}")),
+            AllocationError::Internal(reason) if reason.contains("DEVICE_LOST") => {
+                context.error(name, vk::Result::ERROR_DEVICE_LOST)
+            }
+            _ => out_of_memory(),
         })?);
+        context.allocated.fetch_add(rounded, Ordering::Relaxed);
+        memory.size = rounded;
         if let Some(allocation) = &memory.allocation {
             // SAFETY: the memory was allocated for this buffer's requirements and is bound once.
             unsafe { device.bind_buffer_memory(buffer, allocation.memory(), allocation.offset()) }
@@ -93,15 +107,34 @@ impl Memory {
         self.address
     }
 
-    /// Where the CPU sees the first byte, if it does.
+    /// Where the CPU sees the first byte, if it does, and the device sees what it writes without being told.
     pub(crate) fn mapped(&self) -> Option<*mut u8> {
-        self.allocation.as_ref().and_then(Allocation::mapped_ptr).map(|pointer| pointer.as_ptr().cast())
+        self.mapped_with(vk::MemoryPropertyFlags::HOST_COHERENT)
+    }
+
+    /// Likewise, where reading is no slower than writing.
+    pub(crate) fn readable(&self) -> Option<*mut u8> {
+        self.mapped_with(vk::MemoryPropertyFlags::HOST_COHERENT | vk::MemoryPropertyFlags::HOST_CACHED)
+    }
+
+    fn mapped_with(&self, properties: vk::MemoryPropertyFlags) -> Option<*mut u8> {
+        let allocation = self.allocation.as_ref()?;
+        if !allocation.memory_properties().contains(properties) {
+            return None;
+        }
+        allocation.mapped_ptr().map(|pointer| pointer.as_ptr().cast())
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: whoever records commands with the buffer keeps it alive until they are done.
+        self.context.allocated.fetch_sub(self.size, Ordering::Relaxed);
+        // Copies into it may be under way.
+        if !self.context.lets_go() {
+            std::mem::forget(self.allocation.take());
+            return;
+        }
+        // SAFETY: nothing that was submitted runs any more, and who has recorded more keeps the buffer alive.
         unsafe { self.context.device.destroy_buffer(self.buffer, None) };
         if let Some(allocation) = self.allocation.take() {
             // The allocator can only fail at this for an allocation that is not its own.
@@ -110,15 +143,23 @@ impl Drop for Memory {
     }
 }
 
-/// Bytes of main memory that the device reads in place, through windows that overlap by half: buffers have a largest
-/// size, and whatever is shorter than half of it lies whole in one of them.
+/// Bytes of main memory that the device reads in place, through windows that overlap: buffers have a largest size, and
+/// whatever is shorter than seven eighths of it lies whole in one of them.
 pub(crate) struct Imported {
     context: Arc<Context>,
-    bytes: HostBytes,
+    /// Whom `start` is borrowed from.
+    owner: HostBytes,
+    /// The bytes as they were when asked for: who gives others when asked again changes nothing.
+    start: *const u8,
     size: usize,
     step: usize,
     windows: Vec<Window>,
 }
+
+// SAFETY: bytes that are only read, of an owner that may be shared between threads.
+unsafe impl Send for Imported {}
+// SAFETY: as above.
+unsafe impl Sync for Imported {}
 
 struct Window {
     buffer: vk::Buffer,
@@ -142,12 +183,13 @@ impl Imported {
             return Ok(None);
         }
         let whole = size.next_multiple_of(alignment);
-        let largest =
-            (context.capabilities.largest_buffer as usize).min(1 << 40) / (2 * alignment) * (2 * alignment);
-        let (length, step) = if whole <= largest { (whole, whole) } else { (largest, largest / 2) };
+        let unit = 8 * alignment;
+        let largest = (context.capabilities.largest_buffer as usize).min(1 << 40) / unit * unit;
+        let (length, step) = if whole <= largest { (whole, whole) } else { (largest, largest / 8) };
         let mut imported = Imported {
             context: Arc::clone(context),
-            bytes: Arc::clone(bytes),
+            owner: Arc::clone(bytes),
+            start: borrowed.as_ptr(),
             size,
             step,
             windows: Vec::new(),
@@ -211,7 +253,7 @@ impl Imported {
                 .memory_type_index(kinds.trailing_zeros())
                 .push_next(&mut import)
                 .push_next(&mut flags);
-            // SAFETY: the bytes stay mapped as long as `self.bytes`; nothing of ours writes to them through the device.
+            // SAFETY: the bytes stay mapped as long as their owner, which `self` holds; nothing of ours writes to them through the device.
             let memory = unsafe { device.allocate_memory(&allocate, None) }?;
             // SAFETY: memory and buffer are of this device and fit, and are bound once.
             match unsafe { device.bind_buffer_memory(buffer, memory, 0) } {
@@ -246,12 +288,22 @@ impl Imported {
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        (*self.bytes).as_ref()
+        // SAFETY: so many bytes from there were borrowed from the owner, which lives and does not change them.
+        unsafe { std::slice::from_raw_parts(self.start, self.size) }
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.size
     }
 }
 
 impl Drop for Imported {
     fn drop(&mut self) {
+        if !self.context.lets_go() {
+            // The device may still read them: they are never unmapped.
+            std::mem::forget(Arc::clone(&self.owner));
+            return;
+        }
         for window in &self.windows {
             // SAFETY: whoever records commands with the buffer keeps `self` alive until they are done.
             unsafe {
@@ -276,18 +328,24 @@ pub struct VulkanBuffer {
 }
 
 impl VulkanBuffer {
+    /// Whether `len` bytes at `offset` lie in it.
+    pub(crate) fn holds(&self, offset: usize, len: usize) -> Result<(), String> {
+        let size = self.size;
+        match offset.checked_add(len) {
+            Some(end) if end <= size => Ok(()),
+            _ => Err(format!("{len} bytes at byte {offset} are beyond a buffer of {size} bytes")),
+        }
+    }
+
     /// The address of `len` bytes at `offset`, which lie in it.
     pub(crate) fn address(&self, offset: usize, len: usize) -> Result<u64, String> {
-        let size = self.size;
-        if offset.checked_add(len).is_none_or(|end| end > size) {
-            return Err(format!("{len} bytes at byte {offset} are beyond a buffer of {size} bytes"));
-        }
+        self.holds(offset, len)?;
         match &self.bytes {
             Bytes::Owned(memory) => Ok(memory.address() + offset as u64),
             Bytes::Imported(imported) => imported.address(offset, len).ok_or_else(|| {
                 format!(
                     "{len} bytes at byte {offset} are more than this device reads in place ({})",
-                    imported.step
+                    imported.size.min(7 * imported.step)
                 )
             }),
         }

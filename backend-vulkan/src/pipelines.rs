@@ -6,7 +6,10 @@ use std::{
     collections::HashMap,
     env, fs,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 macro_rules! spirv {
@@ -67,7 +70,9 @@ pub(crate) struct Pipelines {
     made: Mutex<HashMap<Shader, vk::Pipeline>>,
     file: Option<PathBuf>,
     notice: Option<String>,
-    subgroup: Option<u32>,
+    subgroup: u32,
+    /// Told from those of other devices of this process that write the same file.
+    id: u64,
 }
 
 impl Pipelines {
@@ -78,6 +83,7 @@ impl Pipelines {
         capabilities: &Capabilities,
         options: &VulkanOptions,
     ) -> Result<Self, VulkanError> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let call = |call| move |result: vk::Result| VulkanError::Call { call, result: result.to_string() };
         let push = [vk::PushConstantRange {
             stage_flags: vk::ShaderStageFlags::COMPUTE,
@@ -97,14 +103,26 @@ impl Pipelines {
                     (Vec::new(), Some(format!("ignoring the pipeline cache {path}, which is damaged")))
                 }
             },
+            Some(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => {
+                let path = file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
+                (Vec::new(), Some(format!("ignoring the pipeline cache {path}: {error}")))
+            }
             _ => (Vec::new(), None),
         };
-        let create = vk::PipelineCacheCreateInfo::default().initial_data(&known);
-        // SAFETY: as above. Data of another driver is the driver's to refuse; it was written whole by us, under its name.
-        let cache =
-            unsafe { device.create_pipeline_cache(&create, None) }.map_err(call("vkCreatePipelineCache"))?;
-        let subgroup = capabilities.sized_subgroups.then_some(capabilities.subgroup);
-        Ok(Pipelines { layout, cache, made: Mutex::default(), file, notice, subgroup })
+        let make = |data: &[u8]| {
+            let create = vk::PipelineCacheCreateInfo::default().initial_data(data);
+            // SAFETY: `create` lives through the call. Data was written whole by us, for this driver.
+            unsafe { device.create_pipeline_cache(&create, None) }
+        };
+        // What the driver refuses is done without.
+        let cache = make(&known).or_else(|_| make(&[])).map_err(|result| {
+            // SAFETY: nothing uses it.
+            unsafe { device.destroy_pipeline_layout(layout, None) };
+            call("vkCreatePipelineCache")(result)
+        })?;
+        let subgroup = capabilities.subgroup;
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Ok(Pipelines { layout, cache, made: Mutex::default(), file, notice, subgroup, id })
     }
 
     /// What the user should know of the cache on disk.
@@ -112,12 +130,19 @@ impl Pipelines {
         self.notice.as_deref()
     }
 
-    pub(crate) fn get(&self, device: &ash::Device, shader: &Shader) -> Result<vk::Pipeline, vk::Result> {
+    /// `name` is called for one that is new.
+    pub(crate) fn get(
+        &self,
+        device: &ash::Device,
+        shader: &Shader,
+        name: impl Fn(vk::Pipeline),
+    ) -> Result<vk::Pipeline, vk::Result> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipeline) = made.get(shader) {
             return Ok(*pipeline);
         }
         let pipeline = self.make(device, shader)?;
+        name(pipeline);
         made.insert(shader.clone(), pipeline);
         Ok(pipeline)
     }
@@ -143,8 +168,8 @@ impl Pipelines {
             .name(c"main")
             .specialization_info(&special);
         let mut size = vk::PipelineShaderStageRequiredSubgroupSizeCreateInfo::default();
-        if let Some(subgroup) = self.subgroup.filter(|_| shader.whole_subgroups) {
-            size = size.required_subgroup_size(subgroup);
+        if shader.whole_subgroups {
+            size = size.required_subgroup_size(self.subgroup);
             stage =
                 stage.flags(vk::PipelineShaderStageCreateFlags::REQUIRE_FULL_SUBGROUPS).push_next(&mut size);
         }
@@ -168,7 +193,7 @@ impl Pipelines {
                 && let Ok(data) = device.get_pipeline_cache_data(self.cache)
             {
                 // A cache that cannot be written costs time, nothing else.
-                let _ = write_whole(file, &seal(&data));
+                let _ = write_whole(file, self.id, &seal(&data));
             }
             for pipeline in made.values() {
                 device.destroy_pipeline(*pipeline, None);
@@ -180,14 +205,14 @@ impl Pipelines {
 }
 
 /// Written beside and then renamed, so that nobody reads half a file.
-fn write_whole(file: &PathBuf, bytes: &[u8]) -> std::io::Result<()> {
+fn write_whole(file: &PathBuf, id: u64, bytes: &[u8]) -> std::io::Result<()> {
     if fs::read(file).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
     if let Some(folder) = file.parent() {
         fs::create_dir_all(folder)?;
     }
-    let beside = file.with_extension(format!("{}.tmp", std::process::id()));
+    let beside = file.with_extension(format!("{}-{id}.tmp", std::process::id()));
     fs::write(&beside, bytes)?;
     fs::rename(&beside, file)
 }

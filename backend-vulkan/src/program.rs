@@ -2,7 +2,7 @@
 
 use crate::{
     context::Context,
-    lower::{self, Count, Lowering, RopeTable, Scratch},
+    lower::{self, Count, Cut, Lowering, RopeTable, Scratch},
     memory::Memory,
     pipelines::Shader,
     schedule::{Launch, Task, schedule},
@@ -12,14 +12,10 @@ use crate::{
 };
 use ash::vk;
 use backend_api::{
-    BufferRef, Capacity, DeviceError, Extent, Observer, Op, OpDesc, OpEvent, Program, ProgramDesc, Step, Work,
+    BufferRef, Capacity, DeviceError, Observer, Op, OpDesc, OpEvent, Program, ProgramDesc, Step, Work,
 };
 use gpu_allocator::MemoryLocation;
-use std::{
-    mem::offset_of,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{mem::offset_of, sync::Arc, time::Duration};
 
 /// What [`VulkanDevice::compile`](crate::VulkanDevice) makes.
 pub(crate) struct VulkanProgram {
@@ -32,9 +28,12 @@ pub(crate) struct VulkanProgram {
     plain: Recording,
     /// With timestamps; recorded when first wanted.
     timed: Option<(Recording, vk::QueryPool)>,
-    /// The step's numbers, the sizes of dispatches, and tables of positions.
+    /// The step's numbers, and tables of positions.
     step: Memory,
-    counts_offset: u64,
+    /// The sizes of dispatches that follow from the step, as many as there are `counts`.
+    sizes: Option<Memory>,
+    /// The submission that last used any of this.
+    last: u64,
     pool: vk::CommandPool,
     /// What commands use.
     _tables: Option<Memory>,
@@ -74,6 +73,9 @@ enum Groups {
 /// Bytes of the step's numbers.
 const HEADER: u64 = 64;
 
+/// Bytes of the three sizes of a dispatch.
+const COUNT_BYTES: usize = size_of::<vk::DispatchIndirectCommand>();
+
 /// Work that one submission may hold, in seconds: a driver's watchdog kills what takes several.
 const SUBMISSION: f64 = 0.1;
 
@@ -99,10 +101,8 @@ impl VulkanProgram {
             }
         }
         let tuning = Tuning::new(context.class, &context.capabilities);
-        // An operation has three dispatches at most.
-        let step_bytes = end as usize + 12 * 3 * program.ops.len();
         let named = |what: &str| format!("{what} of program {}", program.name);
-        let step = Memory::new(context, &named("numbers"), step_bytes, MemoryLocation::CpuToGpu)?;
+        let step = Memory::new(context, &named("numbers"), end as usize, MemoryLocation::CpuToGpu)?;
         if step.mapped().is_none() {
             return Err(fault("the numbers of a step lie where the CPU does not see them".to_owned()));
         }
@@ -143,10 +143,10 @@ impl VulkanProgram {
         for (launch, offset) in launches.into_iter().zip(tables) {
             let work: u64 = launch.ops.iter().map(|op| descs[*op].work(&full).macs).sum();
             let whole = dispatch(&launch.task, &tuning, step.address(), table + offset);
-            let pipeline = context.pipelines.get(&context.device, &whole.shader);
+            let named = |pipeline| context.name(pipeline, &whole.shader.name);
+            let pipeline = context.pipelines.get(&context.device, &whole.shader, named);
             let pipeline =
                 pipeline.map_err(|result| context.error(&format!("shader {}", whole.shader.name), result))?;
-            context.name(pipeline, &whole.shader.name);
             let seconds_whole = work as f64 / tuning.macs_per_second;
             let largest = context.capabilities.largest_count;
             let pieces = whole.pieces(if program.capacity.rows > 1 { seconds_whole } else { 0.0 }, largest);
@@ -164,6 +164,13 @@ impl VulkanProgram {
                 dispatches.push(Dispatch { pipeline, push, groups, waits, ops: launch.ops.clone(), cut });
             }
         }
+        let sizes = match counts.len() {
+            0 => None,
+            n => Some(Memory::new(context, &named("sizes"), n * COUNT_BYTES, MemoryLocation::CpuToGpu)?),
+        };
+        if sizes.as_ref().is_some_and(|sizes| sizes.mapped().is_none()) {
+            return Err(fault("the sizes of dispatches lie where the CPU does not see them".to_owned()));
+        }
         let create = vk::CommandPoolCreateInfo::default().queue_family_index(context.queue_family);
         // SAFETY: `create` lives through the call.
         let pool = unsafe { context.device.create_command_pool(&create, None) }
@@ -180,7 +187,8 @@ impl VulkanProgram {
             plain: Recording { commands: Vec::new() },
             timed: None,
             step,
-            counts_offset: end,
+            sizes,
+            last: 0,
             pool,
             _tables: tables_memory,
             _scratch: scratch,
@@ -236,8 +244,10 @@ impl VulkanProgram {
                 match dispatch.groups {
                     Groups::Fixed([x, y, z]) => device.cmd_dispatch(now, x, y, z),
                     Groups::Counted(at) => {
-                        let offset = self.counts_offset + 12 * at as u64;
-                        device.cmd_dispatch_indirect(now, self.step.buffer(), offset);
+                        if let Some(sizes) = &self.sizes {
+                            let offset = (at * COUNT_BYTES) as u64;
+                            device.cmd_dispatch_indirect(now, sizes.buffer(), offset);
+                        }
                     }
                 }
                 if let Some(queries) = queries {
@@ -253,17 +263,22 @@ impl VulkanProgram {
 
     /// Writes what varies from step to step.
     fn write_step(&self, step: &Step) {
-        let Some(pointer) = self.step.mapped() else { return };
-        let write = |offset: u64, bytes: &[u8]| {
-            // SAFETY: the offsets below lie in the memory, which was made for them; no submission of ours is running.
-            unsafe { pointer.add(offset as usize).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+        let write_to = |memory: &Memory, offset: u64, bytes: &[u8]| {
+            if let Some(pointer) = memory.mapped() {
+                // SAFETY: the offsets below lie in their memory, which was made for them; what was last submitted with it
+                // is done.
+                unsafe { pointer.add(offset as usize).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+            }
         };
+        let write = |offset: u64, bytes: &[u8]| write_to(&self.step, offset, bytes);
         let numbers = [step.rows, step.past, step.outputs, step.kv_len()].map(|n| n as u32);
         write(0, bytemuck::bytes_of(&numbers));
         let largest = self.context.capabilities.largest_count;
         for (index, counts) in self.counts.iter().enumerate() {
             let sizes = counts.map(|count| count.at(step).min(largest));
-            write(self.counts_offset + 12 * index as u64, bytemuck::bytes_of(&sizes));
+            if let Some(memory) = &self.sizes {
+                write_to(memory, (index * COUNT_BYTES) as u64, bytemuck::bytes_of(&sizes));
+            }
         }
         for table in &self.ropes {
             let frequencies = &table.attributes.inverse_frequencies;
@@ -319,26 +334,40 @@ struct Whole {
     shader: Shader,
     push: Vec<u8>,
     sizes: [Count; 3],
-    /// Where in `push` the first work group of a piece stands, and how many each stands for, if pieces are possible.
-    first: Option<(usize, u32)>,
+    cut: Cut,
 }
 
 impl Whole {
     /// Push constants and sizes of its pieces, none of which takes much longer than a submission may, or has more work
     /// groups than the device's `largest` count.
     fn pieces(self, seconds: f64, largest: u32) -> Vec<(Vec<u8>, [Count; 3])> {
-        let [Count::Fixed(groups), y, z] = self.sizes else { return vec![(self.push, self.sizes)] };
-        let wanted = ((seconds / SUBMISSION).ceil().max(1.0) as u32).max(groups.div_ceil(largest));
-        let Some((at, stands_for)) = self.first.filter(|_| wanted > 1 && groups > 1) else {
-            return vec![(self.push, self.sizes)];
-        };
-        let each = groups.div_ceil(wanted.min(groups));
-        let piece = |start: u32| {
+        let [x, y, z] = self.sizes;
+        let wanted = (seconds / SUBMISSION).ceil().max(1.0) as u32;
+        let with = |numbers: &[(usize, u32)]| {
             let mut push = self.push.clone();
-            push[at..at + 4].copy_from_slice(&(start * stands_for).to_le_bytes());
-            (push, [Count::Fixed(each.min(groups - start)), y, z])
+            for (at, number) in numbers {
+                push[*at..*at + 4].copy_from_slice(&number.to_le_bytes());
+            }
+            push
         };
-        (0..groups).step_by(each as usize).map(piece).collect()
+        match (self.cut, x) {
+            (Cut::Groups { first }, Count::Fixed(groups)) => {
+                let each = groups.div_ceil(wanted.max(groups.div_ceil(largest)).min(groups.max(1))).max(1);
+                let piece =
+                    |start: u32| (with(&[(first, start)]), [Count::Fixed(each.min(groups - start)), y, z]);
+                (0..groups).step_by(each as usize).map(piece).collect()
+            }
+            // Rows past those of a step have nothing to do.
+            (Cut::Rows { first, count, rows }, _) if wanted > 1 && rows > 1 => {
+                let each = rows.div_ceil(wanted.min(rows));
+                let piece = |start: u32| {
+                    let own = each.min(rows - start);
+                    (with(&[(first, start), (count, own)]), [x, Count::Fixed(own), z])
+                };
+                (0..rows).step_by(each as usize).map(piece).collect()
+            }
+            _ => vec![(self.push, self.sizes)],
+        }
     }
 }
 
@@ -346,11 +375,8 @@ impl Whole {
 fn dispatch(task: &Task, tuning: &Tuning, step: u64, table: u64) -> Whole {
     match task {
         Task::Rows { ops, extent } => {
-            let (kind, fixed_count, count) = match extent {
-                Extent::Fixed(n) => (0, *n as u32, Count::Fixed(*n as u32)),
-                Extent::Rows => (1, 0, Count::Rows(1, 1, 0)),
-                Extent::Outputs => (2, 0, Count::Outputs(1, 1)),
-            };
+            let (kind, fixed_count) = lower::extent_words(*extent);
+            let count = lower::count_of(*extent, 1, 1);
             let push = RowsPush { step, table, extent: kind, fixed_count };
             let kinds = ops.iter().map(|op| op.kind);
             let shader = Shader {
@@ -358,7 +384,7 @@ fn dispatch(task: &Task, tuning: &Tuning, step: u64, table: u64) -> Whole {
                 ..Shader::simple("rows", tuning.row_threads)
             };
             let push = bytemuck::bytes_of(&push).to_vec();
-            Whole { shader, push, sizes: [count, Count::Fixed(1), Count::Fixed(1)], first: None }
+            Whole { shader, push, sizes: [count, Count::Fixed(1), Count::Fixed(1)], cut: Cut::Never }
         }
         Task::Products { shader, jobs, groups, tiles } => {
             let push = ProductPush { step, table, jobs: jobs.len() as u32, first_group: 0 };
@@ -366,11 +392,11 @@ fn dispatch(task: &Task, tuning: &Tuning, step: u64, table: u64) -> Whole {
                 shader: shader.clone(),
                 push: bytemuck::bytes_of(&push).to_vec(),
                 sizes: [Count::Fixed(*groups), most(tiles), Count::Fixed(1)],
-                first: Some((offset_of!(ProductPush, first_group), 1)),
+                cut: Cut::Groups { first: offset_of!(ProductPush, first_group) },
             }
         }
-        Task::Alone { shader, push, groups, first } => {
-            Whole { shader: shader.clone(), push: push.clone(), sizes: *groups, first: *first }
+        Task::Alone { shader, push, groups, cut } => {
+            Whole { shader: shader.clone(), push: push.clone(), sizes: *groups, cut: *cut }
         }
     }
 }
@@ -429,21 +455,22 @@ impl Program for VulkanProgram {
             let reason = format!("program {}: {step:?} is beyond its {:?}", self.name, self.capacity);
             return Err(self.context.fault(reason));
         }
+        // Nothing where the last step was waited for, as always but after an error.
+        self.context.wait(self.last)?;
         self.write_step(step);
-        observer.submitted(self.plain.commands.len(), self.dispatches.len());
         if !observer.wants_ops() {
-            return self.context.wait(self.context.submit(&self.plain.commands)?);
+            return self.finish(Timed::No, observer);
         }
         let mut times = None;
-        match self.context.capabilities.timestamp_period {
+        match self.context.capabilities.timestamp_period.filter(|_| !self.dispatches.is_empty()) {
             Some(period) => {
                 self.record_timed()?;
-                if let Some((timed, queries)) = &self.timed {
-                    self.context.wait(self.context.submit(&timed.commands)?)?;
+                self.finish(Timed::Yes, observer)?;
+                if let Some((_, queries)) = &self.timed {
                     times = Some(self.times(step, *queries, period)?);
                 }
             }
-            None => self.context.wait(self.context.submit(&self.plain.commands)?)?,
+            None => self.finish(Timed::No, observer)?,
         }
         for (index, op) in self.ops.iter().enumerate() {
             let Work { bytes, macs } = op.desc.work(step);
@@ -455,13 +482,33 @@ impl Program for VulkanProgram {
     }
 }
 
+/// Which recording to run.
+#[derive(Clone, Copy, PartialEq)]
+enum Timed {
+    No,
+    Yes,
+}
+
+impl VulkanProgram {
+    /// Submits a recording and waits for it.
+    fn finish(&mut self, timed: Timed, observer: &mut dyn Observer) -> Result<(), DeviceError> {
+        let recording = match &self.timed {
+            Some((recording, _)) if timed == Timed::Yes => recording,
+            _ => &self.plain,
+        };
+        self.last = self.context.submit(&recording.commands)?;
+        observer.submitted(recording.commands.len(), self.dispatches.len());
+        self.context.wait(self.last)
+    }
+}
+
 impl Drop for VulkanProgram {
     fn drop(&mut self) {
-        // SAFETY: `run` waits for what it submits; where it could not, everything is waited for here.
+        if !self.context.lets_go() {
+            return;
+        }
+        // SAFETY: nothing that was submitted runs any more.
         unsafe {
-            if self.context.lost.load(Ordering::Relaxed) {
-                let _ = self.context.device.device_wait_idle();
-            }
             self.context.device.destroy_command_pool(self.pool, None);
             if let Some((_, queries)) = &self.timed {
                 self.context.device.destroy_query_pool(*queries, None);

@@ -6,7 +6,7 @@
 //! memory by address, which validation layers do not follow.
 
 use crate::{
-    lower::{Access, Count, Kind, Piece},
+    lower::{Access, Count, Cut, Kind, Piece},
     pipelines::Shader,
     shared::{ProductJob, RowOp},
 };
@@ -20,7 +20,7 @@ pub(crate) enum Task {
     /// Products of one shader.
     Products { shader: Shader, jobs: Vec<ProductJob>, groups: u32, tiles: Vec<Count> },
     /// Anything else.
-    Alone { shader: Shader, push: Vec<u8>, groups: [Count; 3], first: Option<(usize, u32)> },
+    Alone { shader: Shader, push: Vec<u8>, groups: [Count; 3], cut: Cut },
 }
 
 /// One dispatch.
@@ -148,8 +148,8 @@ fn launch(pieces: &[Piece], taken: &[usize]) -> Launch {
         Kind::Product { shader, .. } => {
             Task::Products { shader: shader.clone(), jobs, groups, tiles: all_tiles }
         }
-        Kind::Alone { shader, push, groups, first } => {
-            Task::Alone { shader: shader.clone(), push: push.clone(), groups: *groups, first: *first }
+        Kind::Alone { shader, push, groups, cut } => {
+            Task::Alone { shader: shader.clone(), push: push.clone(), groups: *groups, cut: *cut }
         }
     };
     let ops = taken.iter().map(|index| pieces[*index].op).collect();

@@ -151,7 +151,9 @@ shared! {
         chunk: u32,
         chunks: u32,
         scale: f32,
-        first_head: u32,
+        first_row: u32,
+        rows: u32,
+        padding: u32,
     }
     struct MergePush {
         step: u64,
@@ -179,6 +181,9 @@ macro_rules! numbers {
 
 numbers! {
     MAX_EXPERTS = 1024;
+    EXTENT_FIXED = 0;
+    EXTENT_ROWS = 1;
+    EXTENT_OUTPUTS = 2;
     ROW_RMS_NORM = 0;
     ROW_ROPE = 1;
     ROW_SWI_GLU = 2;

@@ -1,5 +1,5 @@
-//! Copies between main memory and memory that only the device sees, through a ring of two pieces: one is filled while
-//! the other is on its way.
+//! Copies between main memory and memory that only the device sees: to it through two pieces, one of which is filled while
+//! the other is on its way, from it through a third, whose memory is fast to read.
 
 use crate::{context::Context, memory::Memory};
 use ash::vk;
@@ -15,6 +15,7 @@ pub(crate) struct Staging {
     pool: vk::CommandPool,
     slots: Vec<Slot>,
     next: usize,
+    back: Option<Slot>,
 }
 
 struct Slot {
@@ -32,54 +33,38 @@ impl Staging {
         // SAFETY: `create` lives through the call.
         let pool = unsafe { context.device.create_command_pool(&create, None) }
             .map_err(|result| context.error("vkCreateCommandPool", result))?;
-        Ok(Staging { context: Arc::clone(context), pool, slots: Vec::new(), next: 0 })
+        Ok(Staging { context: Arc::clone(context), pool, slots: Vec::new(), next: 0, back: None })
     }
 
-    /// The next slot, free.
-    fn slot(&mut self) -> Result<usize, DeviceError> {
+    fn slot(&self, location: MemoryLocation) -> Result<Slot, DeviceError> {
+        let memory = Memory::new(&self.context, "staging", PIECE, location)?;
+        let create = vk::CommandBufferAllocateInfo::default().command_pool(self.pool).command_buffer_count(1);
+        // SAFETY: the pool is ours.
+        let commands = unsafe { self.context.device.allocate_command_buffers(&create) }
+            .map_err(|result| self.context.error("vkAllocateCommandBuffers", result))?;
+        Ok(Slot { memory, commands: commands[0], busy: 0 })
+    }
+
+    /// The next slot for writing, free.
+    fn next(&mut self) -> Result<&mut Slot, DeviceError> {
         if self.slots.len() < 2 {
-            let memory = Memory::new(&self.context, "staging", PIECE, MemoryLocation::CpuToGpu)?;
-            let create =
-                vk::CommandBufferAllocateInfo::default().command_pool(self.pool).command_buffer_count(1);
-            // SAFETY: the pool is ours.
-            let commands = unsafe { self.context.device.allocate_command_buffers(&create) }
-                .map_err(|result| self.context.error("vkAllocateCommandBuffers", result))?;
-            self.slots.push(Slot { memory, commands: commands[0], busy: 0 });
-            return Ok(self.slots.len() - 1);
+            self.slots.push(self.slot(MemoryLocation::CpuToGpu)?);
+            self.next = 0;
+            let last = self.slots.len() - 1;
+            return Ok(&mut self.slots[last]);
         }
         let index = self.next;
         self.next = 1 - self.next;
         self.context.wait(self.slots[index].busy)?;
-        Ok(index)
-    }
-
-    /// Records `commands` between barriers that order them with everything else on the queue, and submits.
-    fn send(
-        &mut self,
-        index: usize,
-        commands: impl Fn(&ash::Device, vk::CommandBuffer, vk::Buffer),
-    ) -> Result<u64, DeviceError> {
-        let context = Arc::clone(&self.context);
-        let slot = &mut self.slots[index];
-        let failed = |result| context.error("recording a copy", result);
-        let begin = vk::CommandBufferBeginInfo::default().flags(vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT);
-        // SAFETY: the slot's last submission is done, so that its commands may be recorded anew.
-        unsafe {
-            context.device.begin_command_buffer(slot.commands, &begin).map_err(failed)?;
-            everything_before(&context.device, slot.commands);
-            commands(&context.device, slot.commands, slot.memory.buffer());
-            everything_before(&context.device, slot.commands);
-            context.device.end_command_buffer(slot.commands).map_err(failed)?;
-        }
-        slot.busy = context.submit(&[slot.commands])?;
-        Ok(slot.busy)
+        Ok(&mut self.slots[index])
     }
 
     /// Returns before the bytes have arrived; later submissions see them.
     pub(crate) fn write(&mut self, to: vk::Buffer, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        let context = Arc::clone(&self.context);
         for (number, piece) in bytes.chunks(PIECE).enumerate() {
-            let index = self.slot()?;
-            let pointer = self.mapped(index)?;
+            let slot = self.next()?;
+            let pointer = slot.pointer(&context)?;
             // SAFETY: the slot is PIECE bytes and nobody uses it.
             unsafe { pointer.copy_from_nonoverlapping(piece.as_ptr(), piece.len()) }
             let region = [vk::BufferCopy {
@@ -87,7 +72,7 @@ impl Staging {
                 dst_offset: (offset + number * PIECE) as u64,
                 size: piece.len() as u64,
             }];
-            self.send(index, |device, commands, staging| {
+            slot.send(&context, |device, commands, staging| {
                 // SAFETY: the ranges lie in their buffers.
                 unsafe { device.cmd_copy_buffer(commands, staging, to, &region) }
             })?;
@@ -101,19 +86,23 @@ impl Staging {
         offset: usize,
         into: &mut [u8],
     ) -> Result<(), DeviceError> {
+        let context = Arc::clone(&self.context);
+        if self.back.is_none() {
+            self.back = Some(self.slot(MemoryLocation::GpuToCpu)?);
+        }
+        let Some(slot) = &mut self.back else { return Ok(()) };
         for (number, piece) in into.chunks_mut(PIECE).enumerate() {
-            let index = self.slot()?;
             let region = [vk::BufferCopy {
                 src_offset: (offset + number * PIECE) as u64,
                 dst_offset: 0,
                 size: piece.len() as u64,
             }];
-            let number = self.send(index, |device, commands, staging| {
+            slot.send(&context, |device, commands, staging| {
                 // SAFETY: the ranges lie in their buffers.
                 unsafe { device.cmd_copy_buffer(commands, from, staging, &region) }
             })?;
-            self.context.wait(number)?;
-            let pointer = self.mapped(index)?;
+            context.wait(slot.busy)?;
+            let pointer = slot.pointer(&context)?;
             // SAFETY: the slot is PIECE bytes and the copy into it is done.
             unsafe { pointer.copy_to_nonoverlapping(piece.as_mut_ptr(), piece.len()) }
         }
@@ -122,31 +111,56 @@ impl Staging {
 
     /// Zeroes a whole buffer; later submissions see it.
     pub(crate) fn clear(&mut self, buffer: vk::Buffer) -> Result<(), DeviceError> {
-        let index = self.slot()?;
-        self.send(index, |device, commands, _| {
+        let context = Arc::clone(&self.context);
+        self.next()?.send(&context, |device, commands, _| {
             // SAFETY: the buffer is alive and may be a transfer's target.
             unsafe { device.cmd_fill_buffer(commands, buffer, 0, vk::WHOLE_SIZE, 0) }
-        })?;
+        })
+    }
+}
+
+impl Slot {
+    /// Records `commands` between barriers that order them with everything else on the queue, and submits. The slot's last
+    /// submission is done.
+    fn send(
+        &mut self,
+        context: &Context,
+        commands: impl Fn(&ash::Device, vk::CommandBuffer, vk::Buffer),
+    ) -> Result<(), DeviceError> {
+        let device = &context.device;
+        let begin = vk::CommandBufferBeginInfo::default().flags(vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT);
+        let record = || {
+            // SAFETY: the slot's last submission is done, so that its commands may be recorded anew.
+            unsafe {
+                device.begin_command_buffer(self.commands, &begin)?;
+                everything_before(device, self.commands);
+                commands(device, self.commands, self.memory.buffer());
+                everything_before(device, self.commands);
+                device.end_command_buffer(self.commands)
+            }
+        };
+        if let Err(result) = record() {
+            // SAFETY: as above. What was half recorded is dropped.
+            let _ =
+                unsafe { device.reset_command_buffer(self.commands, vk::CommandBufferResetFlags::empty()) };
+            return Err(context.error("recording a copy", result));
+        }
+        self.busy = context.submit(&[self.commands])?;
         Ok(())
     }
 
-    /// Waits for all copies.
-    pub(crate) fn finish(&self) -> Result<(), DeviceError> {
-        let last = self.slots.iter().map(|slot| slot.busy).max().unwrap_or(0);
-        self.context.wait(last)
-    }
-
-    fn mapped(&self, index: usize) -> Result<*mut u8, DeviceError> {
-        let missing = || self.context.fault("staging memory that the CPU does not see".to_owned());
-        self.slots[index].memory.mapped().ok_or_else(missing)
+    fn pointer(&self, context: &Context) -> Result<*mut u8, DeviceError> {
+        let missing = || context.fault("staging memory that the CPU does not see".to_owned());
+        self.memory.mapped().ok_or_else(missing)
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        let _ = self.finish();
-        // SAFETY: nothing recorded from the pool runs any more.
-        unsafe { self.context.device.destroy_command_pool(self.pool, None) };
+        if self.context.lets_go() {
+            // SAFETY: nothing recorded from the pool runs any more.
+            unsafe { self.context.device.destroy_command_pool(self.pool, None) };
+        }
     }
 }
 

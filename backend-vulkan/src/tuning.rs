@@ -114,8 +114,9 @@ impl Tuning {
             DeviceClass::Gpu => Tuning {
                 class,
                 subgroup,
-                row_threads: 256,
-                macs_per_second: 1e12,
+                row_threads: capabilities.largest_group.min(256),
+                // Less than any of its kind has, as a driver may kill what takes too long.
+                macs_per_second: if capabilities.shares_memory { 1e11 } else { 5e11 },
                 chunk: 128,
                 groups: 256,
                 // Where tests have work cut as for a GPU that is none, few: so that small cases meet every shape.

@@ -12,7 +12,8 @@
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
 #extension GL_KHR_shader_subgroup_ballot : require
-#extension GL_KHR_shader_subgroup_shuffle : require
+
+#include "shared.glsl"
 
 layout(buffer_reference, scalar, buffer_reference_align = 4) readonly buffer Floats { float at[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 4) writeonly buffer FloatsOut { float at[]; };
@@ -31,11 +32,7 @@ layout(buffer_reference, scalar, buffer_reference_align = 16) readonly buffer St
     uint kv_len;
 };
 
-// How often a dispatch repeats: a number, or an extent of the step (Rust: `plan::Extent`).
-const uint EXTENT_FIXED = 0;
-const uint EXTENT_ROWS = 1;
-const uint EXTENT_OUTPUTS = 2;
-
+// How often a dispatch repeats: a number, or an extent of the step.
 uint extent(Step step, uint kind, uint fixed_count) {
     if (kind == EXTENT_ROWS) {
         return step.rows;
@@ -85,6 +82,10 @@ uint to_half(float value, uint overflow) {
 
 bool is_finite(float value) {
     return (floatBitsToUint(value) & 0x7f800000u) != 0x7f800000u;
+}
+
+bool is_nan(float value) {
+    return (floatBitsToUint(value) & 0x7fffffffu) > 0x7f800000u;
 }
 
 float nan() {

@@ -42,7 +42,7 @@ Tile column_tile(ProductJob job, uint index, uint batch) {
     uint matrix = batch;
     if (job.order != 0) {
         Words entry = Words(job.order + 4 * (1 + 3 * uint64_t(index)));
-        matrix = entry.at[0];
+        matrix = min(entry.at[0], job.matrices - 1);
         tile.first = 0;
         tile.count = entry.at[2];
         tile.list = job.order + 4 * (1 + 3 * uint64_t(job.order_tiles) + entry.at[1]);

@@ -1,6 +1,9 @@
 // Written from src/shared.rs; a test compares.
 
 #define MAX_EXPERTS 1024
+#define EXTENT_FIXED 0
+#define EXTENT_ROWS 1
+#define EXTENT_OUTPUTS 2
 #define ROW_RMS_NORM 0
 #define ROW_ROPE 1
 #define ROW_SWI_GLU 2
@@ -116,7 +119,9 @@ struct AttentionPush {
     uint chunk;
     uint chunks;
     float scale;
-    uint first_head;
+    uint first_row;
+    uint rows;
+    uint padding;
 };
 
 struct MergePush {

@@ -1,12 +1,13 @@
 #version 460
 // Attention over the latent cache (MLA): HEADS heads of one row at a time, so that each cached row is read once for all
-// of them, for scores and for values. Scores and weights of a tile of cached rows live in shared memory; sums are
-// rescaled as the largest score grows (online softmax, arXiv 1805.02867). A long cache is cut into chunks, whose
-// results attention_merge.comp puts together.
+// of them, for scores and for values; each invocation scores cached rows of its own. Scores and weights of a tile of
+// cached rows live in shared memory; sums are rescaled as the largest score grows (online softmax, arXiv 1805.02867). A
+// long cache is cut into chunks, whose results attention_merge.comp puts together.
 
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 #include "formats.glsl"
+#include "cache.glsl"
 
 layout(constant_id = 0) const uint THREADS = 64;
 layout(local_size_x_id = 0) in;
@@ -81,48 +82,9 @@ void scores(uint first, uint last) {
     }
 }
 
-// Element `at` of the cached row at `row`.
-float value(uint64_t row, uint at) {
-#if FORMAT == F32
-    return Floats(row).at[at];
-#elif FORMAT == F16
-    return from_half(uint(Halves(row).at[at]));
-#else
-    const uint64_t block = row + 34 * uint64_t(at / 32);
-    const int level = bitfieldExtract(int(byte_at(block + 2, at % 32)), 0, 8);
-    return from_half(half_word(block, 0)) * float(level);
-#endif
-}
-
 // The latent element that this invocation has as its `e`th: in fours, so that four are loaded at once.
 uint element(uint e) {
     return 4 * ((e / 4) * THREADS + gl_LocalInvocationID.x) + e % 4;
-}
-
-// Elements `at` to `at + 3`.
-vec4 four_values(uint64_t row, uint at) {
-    if (FOURS == 0) {
-        vec4 four;
-        [[unroll]] for (uint i = 0; i < 4; i++) {
-            four[i] = value(row, min(at + i, push.latent - 1));
-        }
-        return four;
-    }
-    at = min(at, push.latent - 4);
-#if FORMAT == F32
-    Longs from = Longs(row + 4 * uint64_t(at));
-    return uintBitsToFloat(uvec4(unpackUint2x32(from.at[0]), unpackUint2x32(from.at[1])));
-#elif FORMAT == F16
-    const uvec2 bits = unpackUint2x32(Longs(row + 2 * uint64_t(at)).at[0]);
-    return vec4(unpackHalf2x16(bits.x), unpackHalf2x16(bits.y));
-#else
-    const uint64_t block = row + 34 * uint64_t(at / 32);
-    const float d = from_half(half_word(block, 0));
-    const int low = int(half_word(block, 1 + at % 32 / 2)), high = int(half_word(block, 2 + at % 32 / 2));
-    return d * vec4(ivec4(
-        bitfieldExtract(low, 0, 8), bitfieldExtract(low, 8, 8), bitfieldExtract(high, 0, 8), bitfieldExtract(high, 8, 8)
-    ));
-#endif
 }
 
 void attend(uint row, uint first_head, uint chunk) {
@@ -205,7 +167,7 @@ void attend(uint row, uint first_head, uint chunk) {
                         w[h] = subgroupBroadcast(own[h], i);
                     }
                     [[unroll]] for (uint e = 0; e < ELEMENTS; e += 4) {
-                        const vec4 v = four_values(at, element(e));
+                        const vec4 v = four_values(at, element(e), push.latent, FOURS != 0);
                         [[unroll]] for (uint j = 0; j < 4; j++) {
                             [[unroll]] for (uint h = 0; h < HEADS; h++) {
                                 result[h * ELEMENTS + e + j] = fma(w[h], v[j], result[h * ELEMENTS + e + j]);

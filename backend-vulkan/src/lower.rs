@@ -619,7 +619,7 @@ impl<'a> Lowering<'a> {
         let (q, cache) = (&inputs[0], &inputs[1]);
         let heads = q.fixed(1);
         let capacity = *self.capacity();
-        let shape = self.tuning.attention(heads, latent, &capacity);
+        let shape = self.tuning.attention(heads, q.width(), latent, &capacity);
         let chunks = (capacity.kv_len as u64).div_ceil(u64::from(shape.chunk)) as u32;
         let mut push = AttentionPush {
             step: self.step,
@@ -653,17 +653,15 @@ impl<'a> Lowering<'a> {
             None => accesses.push(out.whole(true)),
         }
         let wide = self.tuning.loads_wide(cache.desc.dtype) && cache.loads_wide();
+        // Four quants lie together anyhow, as elements are counted from the start of a row.
+        let fours = (wide || cache.desc.dtype.is_quantized())
+            && latent.is_multiple_of(4)
+            && q.width().is_multiple_of(4);
+        let mut constants = shape.constants;
+        constants.extend([q.together(shape.together), fours].map(u32::from));
         let shader = Shader {
-            name: format!("attention_{}", name_of(cache.desc.dtype)),
-            constants: vec![
-                shape.threads,
-                self.tuning.subgroup,
-                shape.heads,
-                shape.vectors,
-                shape.elements,
-                u32::from(q.together(2)),
-                u32::from(wide && latent.is_multiple_of(4)),
-            ],
+            name: format!("{}_{}", shape.kernel, name_of(cache.desc.dtype)),
+            constants,
             wide,
             whole_subgroups: true,
         };

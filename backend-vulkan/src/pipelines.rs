@@ -22,6 +22,7 @@ macro_rules! spirv {
 spirv! {
     "rows" "group" "attention_merge"
     "attention_f32" "attention_f16" "attention_q8_0"
+    "attention_reduce_f32" "attention_reduce_f16" "attention_reduce_q8_0"
     "embed_f32" "embed_f16" "embed_bf16" "embed_q4_0" "embed_q4_1" "embed_q5_0" "embed_q5_1" "embed_q8_0"
     "embed_q2_k" "embed_q3_k" "embed_q4_k" "embed_q5_k" "embed_q6_k" "embed_iq4_nl" "embed_iq4_xs"
     "product_lanes_f32" "product_lanes_f16" "product_lanes_bf16" "product_lanes_q4_0" "product_lanes_q4_1"

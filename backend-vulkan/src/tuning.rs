@@ -84,13 +84,17 @@ impl Tile {
 }
 
 /// How attention is cut.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct AttentionShape {
-    pub threads: u32,
+    /// Its shader is `KERNEL_FORMAT`.
+    pub kernel: &'static str,
+    /// What the shader is specialised by, but for the last two: whether elements of the query, and four of the cache, are
+    /// loaded together.
+    pub constants: Vec<u32>,
+    /// Elements of the query that are loaded together where all lie so.
+    pub together: u32,
+    /// Heads of each work group.
     pub heads: u32,
-    pub vectors: u32,
-    /// Latent elements of each invocation.
-    pub elements: u32,
     /// Cached rows of each work group.
     pub chunk: u32,
 }
@@ -208,7 +212,22 @@ impl Tuning {
         }
     }
 
-    pub(crate) fn attention(&self, heads: u32, latent: u32, capacity: &Capacity) -> AttentionShape {
+    pub(crate) fn attention(
+        &self,
+        heads: u32,
+        width: u32,
+        latent: u32,
+        capacity: &Capacity,
+    ) -> AttentionShape {
+        let shape = match self.class {
+            DeviceClass::Software => None,
+            DeviceClass::Gpu => self.attention_along_rows(heads, width, latent, capacity),
+        };
+        shape.unwrap_or_else(|| self.attention_across_rows(heads, latent, capacity))
+    }
+
+    /// With `attention.comp`: invocations have cached rows each.
+    fn attention_across_rows(&self, heads: u32, latent: u32, capacity: &Capacity) -> AttentionShape {
         let (threads, vectors) = match self.class {
             // Subgroups that wait for none other, where sums fit.
             DeviceClass::Software => (latent.div_ceil(8).next_power_of_two().clamp(8, 64), 4),
@@ -218,17 +237,64 @@ impl Tuning {
         let elements = latent.div_ceil(threads).next_multiple_of(4);
         // Sums are registers.
         let most = (64 / elements).clamp(1, 8);
-        let tile_heads = heads.next_power_of_two().min(1 << most.ilog2());
-        let groups = (heads.div_ceil(tile_heads) as usize).saturating_mul(capacity.rows) as u32;
-        let tile = threads * vectors;
-        let chunk = if groups >= self.groups {
-            u32::MAX
-        } else {
-            // At most 32 chunks, whose results have to be kept.
-            let least = (capacity.kv_len as u64).div_ceil(32) as u32;
-            self.chunk.max(least).next_multiple_of(tile)
+        let heads_each = heads.next_power_of_two().min(1 << most.ilog2());
+        AttentionShape {
+            kernel: "attention",
+            constants: vec![threads, self.subgroup, heads_each, vectors, elements],
+            together: 2,
+            heads: heads_each,
+            chunk: self.attention_chunk(heads.div_ceil(heads_each), threads * vectors, capacity),
+        }
+    }
+
+    /// With `attention_reduce.comp`: lanes run along cached rows, which have to fit their registers.
+    fn attention_along_rows(
+        &self,
+        heads: u32,
+        width: u32,
+        latent: u32,
+        capacity: &Capacity,
+    ) -> Option<AttentionShape> {
+        let subgroups = (128 / self.subgroup).clamp(1, 8);
+        let fours = |elements: u32| elements.div_ceil(4 * self.subgroup);
+        let (row_fours, latent_fours) = (fours(width), fours(latent));
+        if row_fours > 20 {
+            return None;
+        }
+        // So are the query and the sums, of each head.
+        let most = (36 / (row_fours + latent_fours)).clamp(1, 8);
+        let mut heads_each = heads.next_power_of_two().min(1 << most.ilog2());
+        let shared = |heads: u32| heads * (16 * latent_fours * self.subgroup + 8 * subgroups);
+        while heads_each > 1 && shared(heads_each) > self.shared_memory {
+            heads_each /= 2;
+        }
+        let rows = 2;
+        let shape = AttentionShape {
+            kernel: "attention_reduce",
+            constants: vec![
+                subgroups * self.subgroup,
+                self.subgroup,
+                heads_each,
+                rows,
+                row_fours,
+                latent_fours,
+            ],
+            together: 4,
+            heads: heads_each,
+            chunk: self.attention_chunk(heads.div_ceil(heads_each), subgroups * rows, capacity),
         };
-        AttentionShape { threads, heads: tile_heads, vectors, elements, chunk }
+        (shared(heads_each) <= self.shared_memory).then_some(shape)
+    }
+
+    /// Cached rows of a work group that has `tile` at once, where there are so many for each row of a step.
+    fn attention_chunk(&self, groups_each: u32, tile: u32, capacity: &Capacity) -> u32 {
+        let groups = (groups_each as usize).saturating_mul(capacity.rows);
+        if groups >= self.groups as usize {
+            return u32::MAX;
+        }
+        // At most 32 chunks, whose results have to be kept.
+        let least = (capacity.kv_len as u64).div_ceil(32) as u32;
+        self.chunk.max(least).next_multiple_of(tile)
     }
 }
 
@@ -280,6 +346,26 @@ mod tests {
         assert_eq!(shape.constants, [128, 32, 1, 1, 4]);
         let shape = tuning(DeviceClass::Gpu, 32, 32 << 10).product(1, 1, 102_400, 2048);
         assert_eq!(shape.constants, [128, 32, 1, 4, 1]);
+    }
+
+    #[test]
+    fn attention_runs_along_rows_where_they_fit_registers() {
+        let one = Capacity { rows: 1, outputs: 1, kv_len: 4096 };
+        for subgroup in [8, 16, 32, 64, 128] {
+            for shared_memory in [16 << 10, 32 << 10] {
+                let tuning = tuning(DeviceClass::Gpu, subgroup, shared_memory);
+                let shape = tuning.attention(16, 576, 512, &one);
+                let [threads, lanes, heads, rows, row_fours, latent_fours] = shape.constants[..] else {
+                    panic!("{shape:?}")
+                };
+                assert_eq!((shape.kernel, lanes, heads), ("attention_reduce", subgroup, shape.heads));
+                assert!(4 * row_fours * lanes >= 576 && 4 * latent_fours * lanes >= 512, "{shape:?}");
+                assert!(shape.chunk.is_multiple_of(threads / lanes * rows), "{shape:?}");
+            }
+        }
+        let tuning = tuning(DeviceClass::Gpu, 32, 32 << 10);
+        assert_eq!(tuning.attention(16, 576, 512, &one).heads, 4);
+        assert_eq!(tuning.attention(16, 4160, 4096, &one).kernel, "attention");
     }
 
     /// Cases of conformance, cut as for a GPU, meet every shape.

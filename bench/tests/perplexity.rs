@@ -2,6 +2,7 @@
 #![cfg(feature = "cpu")]
 
 mod common;
+use bench::npy::Matrix;
 use common::{austen, keys, run, shared_models};
 use model_deepseek::{Engine, Model, Options, Wanted};
 use serde_json::{Value, json};
@@ -16,21 +17,13 @@ fn write_reference(folder: &Path, tokens: &[u32], rows: &[usize]) -> String {
     let cpu = backend_cpu::CpuDevice::new(backend_cpu::CpuOptions::default()).unwrap();
     let devices = graph::Devices::new(vec![Arc::new(cpu)]);
     let engine = Engine::new(&model, &devices, &graph::Placement::default(), &Options::default()).unwrap();
-    let mut bytes = Vec::new();
-    let mut keep = |_: usize, logits: &[f32]| bytes.extend(logits.iter().flat_map(|x| x.to_le_bytes()));
+    let mut values = Vec::new();
+    let mut keep = |_: usize, logits: &[f32]| values.extend_from_slice(logits);
     let mut session = engine.session().unwrap();
     session.feed_with(tokens, Wanted::Rows(rows), &mut keep, &mut backend_api::Discard).unwrap();
-    let shape = (rows.len(), model.config().vocabulary);
-    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape:?}, }}");
-    let mut npy = b"\x93NUMPY\x01\x00".to_vec();
-    npy.extend((header.len() as u16).to_le_bytes());
-    npy.extend(header.as_bytes());
-    npy.extend(bytes);
-    fs::write(folder.join("logits.npy"), npy).unwrap();
-    let file = folder.join("reference.json");
+    let logits = Matrix { rows: rows.len(), columns: model.config().vocabulary, values };
     let reference = json!({ "tokens": tokens, "rows": rows, "logits": "logits.npy", "mean_nll": 1.5 });
-    fs::write(&file, reference.to_string()).unwrap();
-    file.to_str().unwrap().to_owned()
+    common::write_reference(folder, "reference", &reference, &logits)
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Running the real programs.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use bench::npy::Matrix;
 use std::{
+    fs,
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -49,6 +51,11 @@ pub fn run(program: &str, arguments: &[&str]) -> Said {
 
 /// Runs a program with this on its standard input.
 pub fn run_with(program: &str, arguments: &[&str], input: impl AsRef<[u8]>) -> Said {
+    run_in(&std::env::temp_dir().join("fathom-tests"), program, arguments, input)
+}
+
+/// Runs a program that keeps what it keeps for the next time in this folder.
+pub fn run_in(cache: &Path, program: &str, arguments: &[&str], input: impl AsRef<[u8]>) -> Said {
     let mut command = Command::new(program);
     for variable in ["N_GPU_LAYERS", "OVERRIDE_TENSOR", "CPU_MOE", "N_CPU_MOE", "NO_KV_OFFLOAD"] {
         command.env_remove(format!("LLAMA_ARG_{variable}"));
@@ -56,6 +63,7 @@ pub fn run_with(program: &str, arguments: &[&str], input: impl AsRef<[u8]>) -> S
     let mut child = command
         .args(arguments)
         .env_remove("FATHOM_ISA")
+        .env("XDG_CACHE_HOME", cache)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -85,6 +93,20 @@ pub fn shared_models() -> Option<PathBuf> {
     }
     println!("skipped: ../shared is not there");
     None
+}
+
+/// Writes a reference as `perplexity --reference` reads it: `NAME.json` in a folder, and the logits beside it.
+pub fn write_reference(folder: &Path, name: &str, reference: &serde_json::Value, logits: &Matrix) -> String {
+    let shape = (logits.rows, logits.columns);
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape:?}, }}");
+    let mut npy = b"\x93NUMPY\x01\x00".to_vec();
+    npy.extend((header.len() as u16).to_le_bytes());
+    npy.extend(header.as_bytes());
+    npy.extend(logits.values.iter().flat_map(|x| x.to_le_bytes()));
+    let file = folder.join(name).with_extension("json");
+    fs::write(folder.join(reference["logits"].as_str().unwrap()), npy).unwrap();
+    fs::write(&file, reference.to_string()).unwrap();
+    file.to_str().unwrap().to_owned()
 }
 
 /// The keys of a JSON object.

@@ -1,0 +1,268 @@
+//! The programs with a Vulkan device: right wherever the work is done, and clear where it cannot be.
+//!
+//! Where there is no Vulkan device nothing is tried, unless `FATHOM_REQUIRE_VULKAN` is set.
+#![cfg(all(feature = "cpu", feature = "vulkan"))]
+
+mod common;
+
+use backend_vulkan::VulkanDevice;
+use bench::npy;
+use common::{austen, run, run_in, shared_models};
+use graph::Devices;
+use model_deepseek::{
+    Engine, Model, Options, PlacementOptions, Sampler, Session,
+    placement::{Fit, GpuLayers},
+};
+use serde_json::{Value, json};
+use std::{
+    env, fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+const GENERATE: &str = env!("CARGO_BIN_EXE_generate");
+const PERPLEXITY: &str = env!("CARGO_BIN_EXE_perplexity");
+
+/// `vulkan0`, or `None`, said aloud, where it is not there and need not be.
+fn vulkan() -> Option<VulkanDevice> {
+    match VulkanDevice::open(0) {
+        Ok(device) => Some(device),
+        Err(missing) => {
+            assert!(env::var_os("FATHOM_REQUIRE_VULKAN").is_none(), "{missing}");
+            println!("skipped: {missing}");
+            None
+        }
+    }
+}
+
+/// A model, and float64's logits for it.
+struct Case {
+    name: String,
+    model: PathBuf,
+    reference: PathBuf,
+}
+
+/// The embedded model (Q4_K_M), and with `../shared` another F16 and Q8_0, and two unlike any other.
+fn cases() -> Vec<Case> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let embedded = root.join("../testdata/austen-q4_k_m.json");
+    let mut cases =
+        vec![Case { name: "austen-q4_k_m".to_owned(), model: austen().into(), reference: embedded }];
+    if let Some(models) = shared_models() {
+        for name in ["austen-f16", "austen-q8_0", "shapes/v2lite-like-f16", "shapes/v3-like-f16"] {
+            let file = |kind: &str| models.join(format!("{name}.{kind}"));
+            cases.push(Case { name: name.to_owned(), model: file("gguf"), reference: file("json") });
+        }
+    }
+    cases
+}
+
+/// What of everything goes elsewhere.
+const PLACEMENTS: [&str; 7] = [
+    "",
+    "--no-kv-offload",
+    "--cpu-moe",
+    "--n-gpu-layers 2",
+    "--override-tensor attn_output=cpu,ffn_(gate|up)_shexp=cpu",
+    "--kv-layers-on cpu=1-2",
+    "--device vulkan0",
+];
+
+impl Case {
+    /// What `perplexity` says of it, all on `vulkan0` but for what the options say.
+    fn compare(&self, reference: &str, options: &str) -> Value {
+        let model = self.model.to_str().unwrap();
+        // Nothing goes elsewhere in silence.
+        let all = "--device vulkan0 --n-gpu-layers all --fit off --strict --cache-type f32";
+        let mut arguments = vec!["--model", model, "--reference", reference];
+        arguments.extend(all.split(' ').chain(options.split_whitespace()));
+        run(PERPLEXITY, &arguments).json()
+    }
+
+    /// The same with fewer tokens: those after them change no logits.
+    fn first(&self, tokens: usize, folder: &Path) -> String {
+        let mut reference: Value = serde_json::from_slice(&fs::read(&self.reference).unwrap()).unwrap();
+        let logits = self.reference.with_file_name(reference["logits"].as_str().unwrap());
+        let mut logits = npy::read(&logits).unwrap();
+        let part = |key: &str, count: usize| reference[key].as_array().unwrap()[..count].to_vec();
+        let rows = reference["rows"].as_array().unwrap();
+        let rows = rows.iter().take_while(|row| row.as_u64().unwrap() < tokens as u64).count();
+        assert!(rows >= 4, "{}: {rows} rows", self.name);
+        let [tokens, kept] = [part("tokens", tokens), part("rows", rows)];
+        logits.rows = rows;
+        logits.values.truncate(rows * logits.columns);
+        let name = self.name.replace('/', "-");
+        reference = json!({ "tokens": tokens, "rows": kept, "logits": format!("{name}.npy") });
+        common::write_reference(folder, &name, &reference, &logits)
+    }
+}
+
+#[test]
+fn exact_arithmetic_gives_the_float64_references_wherever_the_work_is_done() {
+    if vulkan().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut worst = 0.0;
+    for (index, case) in cases().into_iter().enumerate() {
+        let mut check = |reference: &str, options: &str| {
+            let found = case.compare(reference, &format!("{options} --activations f32"));
+            let nmse = found["nmse"].as_f64().unwrap();
+            assert!(nmse <= 2e-6, "{} {options}: {found}", case.name);
+            worst = f64::max(worst, nmse);
+        };
+        check(case.reference.to_str().unwrap(), "");
+        let few = case.first(40, folder.path());
+        // A process spends its first second on compiling shaders: each placement is fed whole with one model, and
+        // token by token with the next.
+        for (placement, number) in PLACEMENTS.into_iter().zip(index..) {
+            let batch = if number % 2 == 0 { "1" } else { "512" };
+            check(&few, &format!("{placement} --batch {batch}"));
+        }
+    }
+    println!("nmse at most {worst:.1e}");
+}
+
+#[test]
+fn default_arithmetic_is_as_near_as_on_the_cpu() {
+    if vulkan().is_none() {
+        return;
+    }
+    for case in cases() {
+        let reference: Value = serde_json::from_slice(&fs::read(&case.reference).unwrap()).unwrap();
+        // The CPU's bar: the median row, which single flipped experts do not move.
+        let bound = 1.2 * reference["llama_cpp"]["median_row_nmse"].as_f64().unwrap();
+        for options in ["--batch 1", "--no-kv-offload --cpu-moe"] {
+            let found = case.compare(case.reference.to_str().unwrap(), options);
+            let median = found["median_row_nmse"].as_f64().unwrap();
+            println!("{} {options}: median {median:.1e}, bound {bound:.1e}", case.name);
+            assert!(median <= bound, "{} {options}: {found}", case.name);
+        }
+    }
+}
+
+#[test]
+fn the_greedy_text_is_that_of_the_cpu() {
+    if vulkan().is_none() {
+        return;
+    }
+    // Exact arithmetic, with an F32 cache, where weights are quantised.
+    let mut models = vec![(austen(), "--activations f32")];
+    models.extend(shared_models().map(|folder| {
+        let file = folder.join("austen-f16.gguf");
+        (file.to_str().unwrap().to_owned(), "")
+    }));
+    for (model, more) in &models {
+        let write = |options: &str| {
+            let prompt = "It is a truth universally acknowledged, that a";
+            let mut arguments = vec!["--model", model.as_str(), "--prompt", prompt, "--json"];
+            arguments.extend("--temperature 0 --predict 48".split(' '));
+            arguments.extend(more.split_whitespace().chain(options.split_whitespace()));
+            let json = run(GENERATE, &arguments).json();
+            (json["text"].clone(), json["tokens"].clone())
+        };
+        let text = write("");
+        for options in ["", "--no-kv-offload", "--cpu-moe", "--device vulkan0"] {
+            assert_eq!(write(&format!("--device vulkan0 {options}")), text, "{model} {options}");
+        }
+    }
+}
+
+#[test]
+fn a_device_named_twice_is_opened_twice() {
+    if vulkan().is_none() {
+        return;
+    }
+    let arguments = ["--predict", "2", "--seed", "1", "--device", "vulkan0", "--device", "vulkan0"];
+    let second = ["--override-tensor", r"blk\.1\.=VULKAN0#2"];
+    let said = run(GENERATE, &[&arguments[..], &second].concat());
+    assert!(said.err.contains("decode on cpu + vulkan0 + vulkan0#2: "), "{said:?}");
+    said.ok();
+    let unknown = ["--override-tensor", r"blk\.1\.=vulkan0#3"];
+    let error = run(GENERATE, &[&arguments[..], &unknown].concat()).error();
+    let expected = "override-tensor: expected one of the devices vulkan0, vulkan0#2, cpu, found `vulkan0#3`";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn too_little_memory_is_worked_around_or_said() {
+    if vulkan().is_none() {
+        return;
+    }
+    let arguments = ["--predict", "2", "--seed", "1", "--device", "vulkan0"];
+    let fitted = run(GENERATE, &[&arguments[..], &["--fit", "vulkan0=4MiB"]].concat());
+    assert!(fitted.err.contains("notice: not everything fits: on cpu go "), "{fitted:?}");
+    fitted.ok();
+    let tight = ["--fit", "vulkan0=64KiB", "--override-tensor", "exps=vulkan0"];
+    let error = run(GENERATE, &[&arguments[..], &tight].concat()).error();
+    for part in ["it does not fit: vulkan0: ", "64.0 KiB (65536 bytes) may be used", "--cpu-moe"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn a_damaged_pipeline_cache_is_told_and_made_anew() {
+    if vulkan().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let write = || {
+        let arguments = ["--predict", "4", "--seed", "1", "--device", "vulkan0"];
+        let said = run_in(folder.path(), GENERATE, &arguments, "");
+        let is_told = said.err.contains("notice: vulkan0: ignoring the pipeline cache ");
+        (said.ok(), is_told)
+    };
+    let (text, told) = write();
+    assert!(!told);
+    let files = || fs::read_dir(folder.path().join("fathom")).unwrap().map(|file| file.unwrap().path());
+    assert!(files().count() > 0, "there is a cache");
+    files().for_each(|file| fs::write(file, "no cache").unwrap());
+    assert_eq!(write(), (text.clone(), true));
+    assert_eq!(write(), (text, false));
+}
+
+/// With all layers on a device, and with caches there or on the host.
+fn session(device: &Arc<VulkanDevice>, host_caches: bool) -> Session {
+    let cpu = backend_cpu::CpuDevice::new(backend_cpu::CpuOptions::default()).unwrap();
+    let vulkan: Arc<dyn backend_api::Device> = Arc::<VulkanDevice>::clone(device);
+    let devices = Devices::new(vec![vulkan, Arc::new(cpu)]);
+    let model = Arc::new(Model::open(austen().as_ref()).unwrap());
+    let said = PlacementOptions {
+        gpu_layers: Some(GpuLayers::All),
+        host_caches,
+        fit: Fit { on: false, budgets: Vec::new() },
+        ..PlacementOptions::default()
+    };
+    let options = Options { context: Some(64), ..Options::default() };
+    let plans = said.place(&model, &devices, &options).unwrap().plans;
+    Engine::load(&model, &devices, plans, &mut |_| ()).unwrap().session().unwrap()
+}
+
+#[test]
+fn a_session_outlives_the_device_where_its_caches_are_on_the_host() {
+    let (Some(first), Some(second)) = (vulkan(), vulkan()) else { return };
+    let told: Arc<Mutex<Vec<String>>> = Arc::default();
+    for (device, host_caches) in [(first, true), (second, false)] {
+        let device = Arc::new(device);
+        let mut session = session(&device, host_caches);
+        session.go_on_without_lost_devices({
+            let told = Arc::clone(&told);
+            move |error| told.lock().unwrap().push(error.to_string())
+        });
+        let go_on = |_, _: &str| ControlFlow::Continue(());
+        session.feed(&[0, 5, 6, 7]).unwrap();
+        session.generate(&mut Sampler::greedy(), 4, go_on).unwrap();
+        device.lose();
+        match session.generate(&mut Sampler::greedy(), 4, go_on) {
+            Ok(_) => assert!(host_caches && session.tokens().len() == 12),
+            Err(error) => {
+                assert!(!host_caches, "{error}");
+                assert_eq!(error.lost_device(), Some("vulkan0"));
+                assert!(error.to_string().contains("caches of 3 layers went with it"), "{error}");
+            }
+        }
+    }
+    let told = told.lock().unwrap();
+    assert!(told.len() == 1 && told[0].contains("vulkan0 was lost"), "{told:?}");
+}

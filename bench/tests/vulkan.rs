@@ -5,6 +5,7 @@
 
 mod common;
 
+use backend_api::Device;
 use backend_vulkan::VulkanDevice;
 use bench::npy;
 use common::{austen, run, run_in, shared_models};
@@ -18,6 +19,7 @@ use std::{
     env, fs,
     ops::ControlFlow,
     path::{Path, PathBuf},
+    process::{Command, Output},
     sync::{Arc, Mutex},
 };
 
@@ -169,6 +171,42 @@ fn the_greedy_text_is_that_of_the_cpu() {
     }
 }
 
+/// What a program says where llvmpipe has vectors of so many bits, and so subgroups of so many lanes, if `vulkan0` is that.
+fn with_vectors(bits: &str, program: &str, arguments: &[&str]) -> Option<Output> {
+    if !vulkan()?.info().description.contains("llvmpipe") {
+        println!("skipped: no llvmpipe");
+        return None;
+    }
+    let output = Command::new(program).args(arguments).env("LP_NATIVE_VECTOR_WIDTH", bits).output();
+    Some(output.expect("it starts"))
+}
+
+#[test]
+fn subgroups_of_another_size_give_the_same_logits() {
+    let folder = tempfile::tempdir().unwrap();
+    let case = cases().remove(0);
+    let few = case.first(40, folder.path());
+    let model = case.model.to_str().unwrap();
+    let arguments = ["--model", model, "--reference", &few, "--device", "vulkan0", "--fit", "off", "--json"];
+    let exact = ["--activations", "f32", "--batch", "13"];
+    let Some(output) = with_vectors("512", PERPLEXITY, &[&arguments[..], &exact].concat()) else { return };
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(found["nmse"].as_f64().unwrap() <= 2e-6, "{found}");
+}
+
+#[test]
+fn a_driver_that_lacks_something_is_refused_by_its_name() {
+    let Some(output) = with_vectors("128", GENERATE, &["--device", "vulkan0"]) else { return };
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty(), "{text}");
+    assert!(text.contains("llvmpipe") && text.contains("lacks subgroups of 8 to 128 invocations"), "{text}");
+    let Some(list) = with_vectors("128", GENERATE, &["--list-devices"]) else { return };
+    let text = String::from_utf8_lossy(&list.stdout);
+    assert!(list.status.success() && text.contains("cannot be used: its driver lacks"), "{text}");
+}
+
 #[test]
 fn a_device_named_twice_is_opened_twice() {
     if vulkan().is_none() {
@@ -225,7 +263,7 @@ fn a_damaged_pipeline_cache_is_told_and_made_anew() {
 /// With all layers on a device, and with caches there or on the host.
 fn session(device: &Arc<VulkanDevice>, host_caches: bool) -> Session {
     let cpu = backend_cpu::CpuDevice::new(backend_cpu::CpuOptions::default()).unwrap();
-    let vulkan: Arc<dyn backend_api::Device> = Arc::<VulkanDevice>::clone(device);
+    let vulkan: Arc<dyn Device> = Arc::<VulkanDevice>::clone(device);
     let devices = Devices::new(vec![vulkan, Arc::new(cpu)]);
     let model = Arc::new(Model::open(austen().as_ref()).unwrap());
     let said = PlacementOptions {

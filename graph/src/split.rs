@@ -17,13 +17,32 @@ pub struct Split {
 
 /// Nodes in an order that respects data flow, and its maximal runs of one owner.
 ///
-/// Each run takes everything its device can do by then. With two devices that gives the fewest runs for a given
-/// first device, and each is tried; with more devices, one that would gain nothing by waiting goes first.
+/// Each run takes everything its device can do by then, as waiting gains nothing. With two devices that gives the fewest
+/// runs for a given first device, and each is tried. With more, the next device is a choice: one that would gain nothing
+/// by waiting goes first, and a few other choices are followed beside it, all of them in small graphs.
 pub fn split(facts: &Facts, owners: &[DeviceIndex]) -> (Vec<NodeIndex>, Vec<Split>) {
     let dependencies = Dependencies::new(facts);
     let starts = (0..facts.devices).filter(|device| owners.contains(device));
-    let orders = starts.filter_map(|first| dependencies.run(owners, facts.devices, first));
-    orders.min_by_key(|(_, splits)| splits.len()).unwrap_or_default()
+    let orders = starts.clone().filter_map(|first| dependencies.run(owners, facts.devices, first));
+    let best = orders.min_by_key(|(_, splits)| splits.len()).unwrap_or_default();
+    if starts.count() <= 2 {
+        return best;
+    }
+    let width = (WORK / owners.len().max(1)).clamp(2, 128);
+    dependencies.search(owners, facts.devices, width, best.1.len()).unwrap_or(best)
+}
+
+/// Nodes that are looked at for each run of a search.
+const WORK: usize = 8192;
+
+/// A way to have begun.
+#[derive(Clone)]
+struct Begun {
+    done: Vec<bool>,
+    waits: Vec<usize>,
+    ready: Vec<BinaryHeap<Reverse<NodeIndex>>>,
+    order: Vec<NodeIndex>,
+    splits: Vec<Split>,
 }
 
 struct Dependencies {
@@ -49,6 +68,64 @@ impl Dependencies {
         Dependencies { waits, next }
     }
 
+    /// An order with fewer than `limit` runs, if one is found: run by run, the `width` ways that have done most are
+    /// followed.
+    fn search(
+        &self,
+        owners: &[DeviceIndex],
+        devices: usize,
+        width: usize,
+        limit: usize,
+    ) -> Option<(Vec<NodeIndex>, Vec<Split>)> {
+        let mut ways = vec![self.begin(owners, devices)];
+        for _ in 1..limit {
+            let mut next: Vec<Begun> = Vec::new();
+            for way in &ways {
+                for device in (0..devices).filter(|&device| !way.ready[device].is_empty()) {
+                    let mut way = way.clone();
+                    self.advance(owners, device, &mut way);
+                    if way.order.len() == owners.len() {
+                        return Some((way.order, way.splits));
+                    }
+                    // Ways that have done the same go on alike.
+                    if !next.iter().any(|other| other.done == way.done) {
+                        next.push(way);
+                    }
+                }
+            }
+            next.sort_by_key(|way| Reverse(way.order.len()));
+            next.truncate(width);
+            ways = next;
+        }
+        None
+    }
+
+    /// Nothing done. The lowest node first: the builder's order, where nothing speaks against it.
+    fn begin(&self, owners: &[DeviceIndex], devices: usize) -> Begun {
+        let mut ready: Vec<BinaryHeap<Reverse<NodeIndex>>> = vec![BinaryHeap::new(); devices];
+        for (node, _) in self.waits.iter().enumerate().filter(|(_, count)| **count == 0) {
+            ready[owners[node]].push(Reverse(node));
+        }
+        let done = vec![false; owners.len()];
+        Begun { done, waits: self.waits.clone(), ready, order: Vec::new(), splits: Vec::new() }
+    }
+
+    /// Runs everything that a device can do now.
+    fn advance(&self, owners: &[DeviceIndex], device: DeviceIndex, way: &mut Begun) {
+        let start = way.order.len();
+        while let Some(Reverse(node)) = way.ready[device].pop() {
+            way.order.push(node);
+            way.done[node] = true;
+            for &next in &self.next[node] {
+                way.waits[next] -= 1;
+                if way.waits[next] == 0 {
+                    way.ready[owners[next]].push(Reverse(next));
+                }
+            }
+        }
+        way.splits.push(Split { device, nodes: start..way.order.len(), transfers: 0..0 });
+    }
+
     /// The order that starts on this device; `None` if it has nothing to start with.
     fn run(
         &self,
@@ -56,35 +133,16 @@ impl Dependencies {
         devices: usize,
         first: DeviceIndex,
     ) -> Option<(Vec<NodeIndex>, Vec<Split>)> {
-        let mut waits = self.waits.clone();
-        // The lowest node first: the builder's order, where nothing speaks against it.
-        let mut ready: Vec<BinaryHeap<Reverse<NodeIndex>>> = vec![BinaryHeap::new(); devices];
-        for (node, &count) in waits.iter().enumerate() {
-            if count == 0 {
-                ready[owners[node]].push(Reverse(node));
-            }
-        }
-        let mut order = Vec::with_capacity(owners.len());
-        let mut splits = Vec::new();
+        let mut way = self.begin(owners, devices);
         let mut device = first;
         loop {
-            let start = order.len();
-            while let Some(Reverse(node)) = ready[device].pop() {
-                order.push(node);
-                for &next in &self.next[node] {
-                    waits[next] -= 1;
-                    if waits[next] == 0 {
-                        ready[owners[next]].push(Reverse(next));
-                    }
-                }
-            }
-            if start == order.len() {
+            if way.ready[device].is_empty() {
                 return None;
             }
-            splits.push(Split { device, nodes: start..order.len(), transfers: 0..0 });
-            match self.choose(owners, &waits, &ready) {
+            self.advance(owners, device, &mut way);
+            match self.choose(owners, &way.waits, &way.ready) {
                 Some(next) => device = next,
-                None => return Some((order, splits)),
+                None => return Some((way.order, way.splits)),
             }
         }
     }

@@ -124,6 +124,11 @@ pub fn owners(facts: &Facts, rules: &Rules, assignment: &Assignment) -> Checked 
         check(node.runs_on.contains(owner), || {
             format!("node {index} is on device {owner}, which cannot run it")
         })?;
+        if let Reason::ExpandedDown(named) | Reason::ExpandedUp(named) = reasons[index] {
+            check(owners[named] == owner, || {
+                format!("node {index} is said to be with {named}, which is elsewhere")
+            })?;
+        }
         let fell = fall_backs.iter().find(|fall_back| fall_back.node == index);
         check(fell.is_none_or(|f| f.runs_on == owner), || format!("node {index} did not fall back there"))?;
         check(fell.is_none() || !rules.strict, || format!("node {index} fell back in a strict plan"))?;

@@ -4,7 +4,7 @@
 mod random;
 
 use graph::{
-    Absorb, Rates, Split, Traffic,
+    Absorb, Rates, Traffic,
     assign::{AssignError, Assignment, Facts, Reason, Rules, assign, assign_watched},
     memory, split, transfers, validate,
 };
@@ -144,14 +144,13 @@ proptest! {
         prop_assert_eq!(split(&facts, &owners).1.len(), fewest_splits(&facts, &owners));
     }
 
-    /// With three devices the order is a good guess: at most one split more for graphs of this size.
+    /// With three devices too, in graphs so small that every way to begin is followed.
     #[test]
-    fn splits_are_few_between_three(
+    fn splits_are_fewest_between_three(
         recipes in recipes(Mix { devices: (3, 3), nodes: 10, lacks: 0, states: 1 }),
     ) {
         let facts = recipes.facts();
         let owners: Vec<usize> = facts.nodes.iter().map(|node| node.home.expect("a home")).collect();
-        let splits: Vec<Split> = split(&facts, &owners).1;
-        prop_assert!(splits.len() <= fewest_splits(&facts, &owners) + 1);
+        prop_assert_eq!(split(&facts, &owners).1.len(), fewest_splits(&facts, &owners));
     }
 }

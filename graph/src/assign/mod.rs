@@ -210,6 +210,34 @@ pub struct Assignment {
     pub fall_backs: Vec<FallBack>,
 }
 
+impl Assignment {
+    /// A neighbour that a reason names may have moved since, or fallen back: another that is there takes its place, and
+    /// where there is none, the bytes decided.
+    fn renew_reasons(&mut self, facts: &Facts) {
+        let producers = |node: NodeIndex| facts.nodes[node].reads.iter().filter_map(|read| read.producer);
+        let mut consumers = vec![Vec::new(); facts.nodes.len()];
+        for node in 0..facts.nodes.len() {
+            producers(node).for_each(|producer| consumers[producer].push(node));
+        }
+        let owners = &self.owners;
+        for (node, reason) in self.reasons.iter_mut().enumerate() {
+            let (Reason::ExpandedDown(named) | Reason::ExpandedUp(named)) = *reason else { continue };
+            let owner = owners[node];
+            if owners[named] == owner {
+                continue;
+            }
+            let producer = producers(node).find(|&producer| owners[producer] == owner);
+            let consumer = consumers[node].iter().copied().find(|&consumer| owners[consumer] == owner);
+            *reason = match (producer, consumer) {
+                (Some(producer), _) => Reason::ExpandedDown(producer),
+                (None, Some(consumer)) => Reason::ExpandedUp(consumer),
+                (None, None) if facts.home(node) == owner => Reason::Home,
+                (None, None) => Reason::FewerBytes,
+            };
+        }
+    }
+}
+
 /// Owners as far as they are known, while the stages run.
 #[derive(Clone, Debug)]
 struct Draft {
@@ -328,5 +356,7 @@ pub fn assign_watched(
     watch(Stage::ExpandUp, &draft.owners, &draft.reasons);
     settle::settle(facts, &mut draft);
     watch(Stage::Settle, &draft.owners, &draft.reasons);
-    fall_back::fall_back(facts, rules, draft)
+    let mut assignment = fall_back::fall_back(facts, rules, draft)?;
+    assignment.renew_reasons(facts);
+    Ok(assignment)
 }

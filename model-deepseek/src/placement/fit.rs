@@ -9,9 +9,9 @@ use super::{
     Placed, PlacementOptions,
     resolve::{Share, Wishes, device_called, free_memory},
 };
-use crate::{Error, Model, Options, Plans};
+use crate::{Error, Model, Options, Plans, model::layer_and_part};
 use graph::{DeviceIndex, Devices, Needs, report::human};
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 /// Whether, and into how much memory, things are fitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -222,8 +222,9 @@ impl Fitter<'_> {
         let host = self.wishes.host;
         let on_host = |layers: &[DeviceIndex]| layers.iter().filter(|device| **device == host).count();
         let layers = on_host(&found.layers) - on_host(&wanted.layers);
-        let experts = found.weights.keys().filter(|name| name.contains("ffn_down_exps"));
-        let experts = experts.filter(|name| !wanted.weights.contains_key(*name)).count();
+        let moved = found.weights.keys().filter(|name| !wanted.weights.contains_key(*name));
+        let layers_of = moved.filter_map(|name| Some(layer_and_part(name)?.0));
+        let experts = layers_of.collect::<BTreeSet<_>>().len();
         let caches = found.states.keys().filter(|name| !wanted.states.contains_key(*name)).count();
         let parts = [(layers, "whole layer"), (experts, "layers' experts"), (caches, "layers' caches")];
         let parts: Vec<String> = parts

@@ -84,10 +84,9 @@ impl Wishes {
                 _ => {}
             }
         }
+        // What the user placed is not moved; the layer's other experts may be.
         for names in &mut experts {
-            if names.iter().any(|name| weights.contains_key(name)) {
-                names.clear();
-            }
+            names.retain(|name| !weights.contains_key(name));
         }
 
         let mut gpu_layers = said.gpu_layers.map(|said| match said {

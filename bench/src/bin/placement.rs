@@ -6,9 +6,10 @@ use bench::cli::{
     print_json,
 };
 use clap::{Parser, ValueEnum};
-use graph::{Comparison, Plan, Report, picture};
+use graph::{Comparison, Needs, Plan, Report, picture};
 use model_deepseek::Model;
 use std::{
+    collections::BTreeMap,
     env,
     ffi::OsString,
     fmt::Display,
@@ -67,6 +68,9 @@ struct Second {
     devices: DeviceOptions,
 }
 
+/// A plan, the step it is shown for, and what each device must have.
+type Planned = (Arc<Plan>, Step, BTreeMap<String, Needs>);
+
 fn main() -> ExitCode {
     cli::main_from(with_equals(env::args_os()), run)
 }
@@ -93,8 +97,8 @@ fn run(options: Options) -> Result<(), Failure> {
     }
     let second = options.second()?;
     let model = options.model.open()?;
-    let (plan, step) = options.plan(&model, &options.devices)?;
-    let report = Report::new(&plan, &step);
+    let (plan, step, memory) = options.plan(&model, &options.devices)?;
+    let report = Report { memory, ..Report::new(&plan, &step) };
     let Some(second) = second else {
         return match options.format {
             Format::Table => print(&report),
@@ -102,8 +106,8 @@ fn run(options: Options) -> Result<(), Failure> {
             Format::Svg => print(&picture::svg(&plan, &step)),
         };
     };
-    let (other, _) = options.plan(&model, &second)?;
-    let comparison = Comparison::new(report, Report::new(&other, &step));
+    let (other, _, memory) = options.plan(&model, &second)?;
+    let comparison = Comparison::new(report, Report { memory, ..Report::new(&other, &step) });
     match options.format {
         Format::Json => print_json(&comparison),
         _ => print(&comparison),
@@ -129,7 +133,9 @@ impl Options {
         Ok(Some(second.devices.over(&self.devices)))
     }
 
-    fn plan(&self, model: &Arc<Model>, devices: &DeviceOptions) -> Result<(Arc<Plan>, Step), Failure> {
+    /// The plan of the step that is asked for, and what each device must have to run the model: for single tokens and for
+    /// prompts.
+    fn plan(&self, model: &Arc<Model>, devices: &DeviceOptions) -> Result<Planned, Failure> {
         let devices = OpenDevices::new(devices)?;
         let rows = self.tokens as usize;
         let plans = placed(
@@ -137,6 +143,7 @@ impl Options {
             &devices,
             &model_deepseek::Options { batch: rows.max(self.run.batch), ..self.run.resolve(self.ctx) },
         )?;
+        let memory = plans.decode.devices.iter().cloned().zip(plans.needs()).collect();
         let plan = if rows == 1 { plans.decode } else { plans.prefill };
         let context = plan.capacity.kv_len;
         if rows > context {
@@ -150,6 +157,6 @@ impl Options {
             .into());
         }
         let outputs = plan.capacity.outputs.min(1);
-        Ok((plan, Step { rows, past: kv_len - rows, outputs }))
+        Ok((plan, Step { rows, past: kv_len - rows, outputs }, memory))
     }
 }

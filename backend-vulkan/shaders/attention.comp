@@ -21,9 +21,7 @@ layout(constant_id = 4) const uint ELEMENTS = 8; // a multiple of 4
 layout(constant_id = 5) const uint PAIRS = 0;
 layout(constant_id = 6) const uint FOURS = 0;
 
-layout(push_constant, scalar) uniform PushBlock {
-    AttentionPush push;
-};
+#include "attention.glsl"
 
 const uint TILE = THREADS * VECTORS;
 const uint SUBGROUPS = THREADS / SUBGROUP;
@@ -181,34 +179,13 @@ void attend(uint row, uint first_head, uint chunk) {
     [[unroll]] for (uint h = 0; h < HEADS; h++) {
         const uint head = first_head + h;
         if (head < push.heads) {
-            uint64_t to;
-            float divisor = 1.0;
-            if (push.partial != 0) {
-                const uint64_t index = (uint64_t(row) * push.heads + head) * push.chunks + chunk;
-                to = push.partial + 4 * index * (push.latent + 2);
-                if (thread == 0) {
-                    FloatsOut(to).at[0] = largest[h];
-                    FloatsOut(to).at[1] = sum[h];
-                }
-                to += 8;
-            } else {
-                to = push.y + 4 * (uint64_t(row) * push.heads + head) * push.latent;
-                divisor = sum[h];
-            }
+            float divisor;
+            const uint64_t to = result_place(row, head, chunk, largest[h], sum[h], divisor);
             [[unroll]] for (uint e = 0; e < ELEMENTS; e++) {
                 if (element(e) < push.latent) {
                     FloatsOut(to).at[element(e)] = result[h * ELEMENTS + e] / divisor;
                 }
             }
         }
-    }
-}
-
-void main() {
-    // A dispatch that would take too long comes in pieces.
-    const uint own = push.rows == ~0u ? push.rows : push.first_row + push.rows;
-    const uint rows = min(Step(push.step).rows, own);
-    for (uint row = push.first_row + gl_WorkGroupID.y; row < rows; row += gl_NumWorkGroups.y) {
-        attend(row, gl_WorkGroupID.x * HEADS, gl_WorkGroupID.z);
     }
 }

@@ -22,9 +22,7 @@ layout(constant_id = 5) const uint LATENT_FOURS = 4;
 layout(constant_id = 6) const uint QUERY_FOURS = 0;
 layout(constant_id = 7) const uint FOURS = 0;
 
-layout(push_constant, scalar) uniform PushBlock {
-    AttentionPush push;
-};
+#include "attention.glsl"
 
 const uint SUBGROUPS = THREADS / SUBGROUP;
 const uint LATENT = 4 * LATENT_FOURS * SUBGROUP;
@@ -135,32 +133,11 @@ void attend(uint row, uint first_head, uint chunk) {
     [[unroll]] for (uint h = 0; h < HEADS; h++) {
         const uint head = first_head + h;
         if (head < push.heads) {
-            uint64_t to;
-            float divisor = 1.0;
-            if (push.partial != 0) {
-                const uint64_t index = (uint64_t(row) * push.heads + head) * push.chunks + chunk;
-                to = push.partial + 4 * index * (push.latent + 2);
-                if (thread == 0) {
-                    FloatsOut(to).at[0] = largest[h];
-                    FloatsOut(to).at[1] = sum[h];
-                }
-                to += 8;
-            } else {
-                to = push.y + 4 * (uint64_t(row) * push.heads + head) * push.latent;
-                divisor = sum[h];
-            }
+            float divisor;
+            const uint64_t to = result_place(row, head, chunk, largest[h], sum[h], divisor);
             for (uint i = thread; i < push.latent; i += THREADS) {
                 FloatsOut(to).at[i] = merged[h * LATENT / 4 + i / 4][i % 4] / divisor;
             }
         }
-    }
-}
-
-void main() {
-    // A dispatch that would take too long comes in pieces.
-    const uint own = push.rows == ~0u ? push.rows : push.first_row + push.rows;
-    const uint rows = min(Step(push.step).rows, own);
-    for (uint row = push.first_row + gl_WorkGroupID.y; row < rows; row += gl_NumWorkGroups.y) {
-        attend(row, gl_WorkGroupID.x * HEADS, gl_WorkGroupID.z);
     }
 }

@@ -29,60 +29,54 @@ pub(crate) struct Capabilities {
     pub software: bool,
 }
 
-/// The features without which no shader of ours runs, by the names that Vulkan gives them.
-#[derive(Clone, Copy)]
-pub(crate) struct Required;
-
-impl Required {
-    /// What a device lacks, or nothing.
-    pub(crate) fn missing(instance: &Instance, device: vk::PhysicalDevice) -> Vec<&'static str> {
-        let mut features11 = vk::PhysicalDeviceVulkan11Features::default();
-        let mut features12 = vk::PhysicalDeviceVulkan12Features::default();
-        let mut features =
-            vk::PhysicalDeviceFeatures2::default().push_next(&mut features11).push_next(&mut features12);
-        // SAFETY: the device is of this instance and, as the caller has seen, of version 1.2.
-        unsafe { instance.functions().get_physical_device_features2(device, &mut features) };
-        let long = features.features.shader_int64;
-        let subgroups = instance.subgroups(device);
-        let mut control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default();
-        let mut sizes = vk::PhysicalDeviceSubgroupSizeControlProperties::default();
-        if instance.has(device, ext::subgroup_size_control::NAME) {
-            let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut control);
-            let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut sizes);
-            // SAFETY: as above; the device has the extension whose structures are chained.
-            unsafe {
-                instance.functions().get_physical_device_features2(device, &mut features);
-                instance.functions().get_physical_device_properties2(device, &mut properties);
-            }
+/// Which of the features a device lacks without which no shader of ours runs, by the names that Vulkan gives them.
+pub(crate) fn missing(instance: &Instance, device: vk::PhysicalDevice) -> Vec<&'static str> {
+    let mut features11 = vk::PhysicalDeviceVulkan11Features::default();
+    let mut features12 = vk::PhysicalDeviceVulkan12Features::default();
+    let mut features =
+        vk::PhysicalDeviceFeatures2::default().push_next(&mut features11).push_next(&mut features12);
+    // SAFETY: the device is of this instance and, as the caller has seen, of version 1.2.
+    unsafe { instance.functions().get_physical_device_features2(device, &mut features) };
+    let long = features.features.shader_int64;
+    let subgroups = instance.subgroups(device);
+    let mut control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default();
+    let mut sizes = vk::PhysicalDeviceSubgroupSizeControlProperties::default();
+    if instance.has(device, ext::subgroup_size_control::NAME) {
+        let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut control);
+        let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut sizes);
+        // SAFETY: as above; the device has the extension whose structures are chained.
+        unsafe {
+            instance.functions().get_physical_device_features2(device, &mut features);
+            instance.functions().get_physical_device_properties2(device, &mut properties);
         }
-        // Lanes are counted on: without these a work group's subgroups may have any size.
-        let sized = sizes.required_subgroup_size_stages.contains(vk::ShaderStageFlags::COMPUTE)
-            && (sizes.min_subgroup_size..=sizes.max_subgroup_size).contains(&subgroups.subgroup_size);
-        let wanted = [
-            (long, "shaderInt64"),
-            (features11.storage_buffer16_bit_access, "storageBuffer16BitAccess"),
-            (features12.buffer_device_address, "bufferDeviceAddress"),
-            (features12.scalar_block_layout, "scalarBlockLayout"),
-            (features12.timeline_semaphore, "timelineSemaphore"),
-            (control.subgroup_size_control, "subgroupSizeControl"),
-            (control.compute_full_subgroups, "computeFullSubgroups"),
-            (vk::Bool32::from(sized), "a subgroup size that compute shaders may require"),
-        ];
-        let operations = vk::SubgroupFeatureFlags::BASIC
-            | vk::SubgroupFeatureFlags::ARITHMETIC
-            | vk::SubgroupFeatureFlags::BALLOT;
-        let mut missing: Vec<&str> =
-            wanted.into_iter().filter(|(has, _)| *has == vk::FALSE).map(|(_, name)| name).collect();
-        if !subgroups.supported_operations.contains(operations)
-            || !subgroups.supported_stages.contains(vk::ShaderStageFlags::COMPUTE)
-        {
-            missing.push("subgroup arithmetic and ballot in compute shaders");
-        }
-        if !(8..=128).contains(&subgroups.subgroup_size) {
-            missing.push("subgroups of 8 to 128 invocations");
-        }
-        missing
     }
+    // Lanes are counted on: without these a work group's subgroups may have any size.
+    let sized = sizes.required_subgroup_size_stages.contains(vk::ShaderStageFlags::COMPUTE)
+        && (sizes.min_subgroup_size..=sizes.max_subgroup_size).contains(&subgroups.subgroup_size);
+    let wanted = [
+        (long, "shaderInt64"),
+        (features11.storage_buffer16_bit_access, "storageBuffer16BitAccess"),
+        (features12.buffer_device_address, "bufferDeviceAddress"),
+        (features12.scalar_block_layout, "scalarBlockLayout"),
+        (features12.timeline_semaphore, "timelineSemaphore"),
+        (control.subgroup_size_control, "subgroupSizeControl"),
+        (control.compute_full_subgroups, "computeFullSubgroups"),
+        (vk::Bool32::from(sized), "a subgroup size that compute shaders may require"),
+    ];
+    let operations = vk::SubgroupFeatureFlags::BASIC
+        | vk::SubgroupFeatureFlags::ARITHMETIC
+        | vk::SubgroupFeatureFlags::BALLOT;
+    let mut missing: Vec<&str> =
+        wanted.into_iter().filter(|(has, _)| *has == vk::FALSE).map(|(_, name)| name).collect();
+    if !subgroups.supported_operations.contains(operations)
+        || !subgroups.supported_stages.contains(vk::ShaderStageFlags::COMPUTE)
+    {
+        missing.push("subgroup arithmetic and ballot in compute shaders");
+    }
+    if !(8..=128).contains(&subgroups.subgroup_size) {
+        missing.push("subgroups of 8 to 128 invocations");
+    }
+    missing
 }
 
 impl Capabilities {

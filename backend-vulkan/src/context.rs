@@ -2,7 +2,7 @@
 
 use crate::{
     VulkanError, VulkanOptions,
-    capabilities::{Capabilities, Required},
+    capabilities::{self, Capabilities},
     instance::{Instance, OLDEST_VERSION},
     pipelines::Pipelines,
     tuning::DeviceClass,
@@ -188,12 +188,18 @@ impl Context {
         DeviceError::Driver { device: self.info.name.clone(), reason }
     }
 
-    /// Hands command buffers to the queue, each a submission of its own; the number to [wait](Context::wait) for.
-    pub(crate) fn submit(&self, commands: &[vk::CommandBuffer]) -> Result<u64, DeviceError> {
+    /// Nothing goes to a device that was lost.
+    pub(crate) fn check(&self) -> Result<(), DeviceError> {
         if self.lost.load(Ordering::Relaxed) {
             let (device, reason) = (self.info.name.clone(), "it was lost before".to_owned());
             return Err(DeviceError::Lost { device, reason });
         }
+        Ok(())
+    }
+
+    /// Hands command buffers to the queue, each a submission of its own; the number to [wait](Context::wait) for.
+    pub(crate) fn submit(&self, commands: &[vk::CommandBuffer]) -> Result<u64, DeviceError> {
+        self.check()?;
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         for command in commands {
             let (buffers, semaphores) = ([*command], [queue.timeline]);
@@ -245,13 +251,16 @@ impl Context {
 
     /// Before something is freed: whether the device has let go of it.
     pub(crate) fn lets_go(&self) -> bool {
-        // A lost device runs nothing; its semaphore may never come.
-        if self.lost.load(Ordering::Relaxed) && !self.hung.load(Ordering::Relaxed) {
+        // A lost device runs nothing, and its semaphore may never come.
+        if !self.lost.load(Ordering::Relaxed) {
+            let _ = self.settle();
+        }
+        let hung = self.hung.load(Ordering::Relaxed);
+        if self.lost.load(Ordering::Relaxed) && !hung {
             // SAFETY: the device is alive.
             let _ = unsafe { self.device.device_wait_idle() };
-            return true;
         }
-        !self.hung.load(Ordering::Relaxed) && (self.settle().is_ok() || !self.hung.load(Ordering::Relaxed))
+        !hung
     }
 }
 
@@ -261,10 +270,9 @@ impl Drop for Context {
             return;
         }
         let queue = self.queue.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: nobody else has the device: buffers and programs hold a `Context`. Work may still run, which is waited
-        // for; if the device is lost, there is none. Then everything made here goes, the device last.
+        // SAFETY: nobody else has the device: buffers and programs hold a `Context`, and nothing that was submitted runs
+        // any more. Everything made here goes, the device last.
         unsafe {
-            let _ = self.device.device_wait_idle();
             self.pipelines.destroy(&self.device);
             self.device.destroy_semaphore(queue.timeline, None);
             ManuallyDrop::drop(&mut self.allocator);
@@ -282,7 +290,7 @@ pub(crate) fn usable(instance: &Instance, physical: vk::PhysicalDevice) -> Resul
         let (major, minor) = (vk::api_version_major(version), vk::api_version_minor(version));
         return Err(format!("expected Vulkan 1.2 or newer, found {major}.{minor}"));
     }
-    let missing = Required::missing(instance, physical);
+    let missing = capabilities::missing(instance, physical);
     if !missing.is_empty() {
         return Err(format!("its driver lacks {}", missing.join(", ")));
     }

@@ -98,16 +98,6 @@ impl VulkanDevice {
     fn staging(&self) -> MutexGuard<'_, Staging> {
         self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn check(&self) -> Result<(), DeviceError> {
-        if self.context.lost.load(Ordering::Relaxed) {
-            return Err(DeviceError::Lost {
-                device: self.context.info.name.clone(),
-                reason: "it was lost before".to_owned(),
-            });
-        }
-        Ok(())
-    }
 }
 
 impl Device for VulkanDevice {
@@ -120,7 +110,7 @@ impl Device for VulkanDevice {
     }
 
     fn allocate(&self, request: &BufferRequest) -> Result<BufferRef, DeviceError> {
-        self.check()?;
+        self.context.check()?;
         let memory = Memory::new(&self.context, &request.name, request.size, MemoryLocation::GpuOnly)?;
         self.staging().clear(memory.buffer())?;
         Ok(Arc::new(VulkanBuffer {
@@ -135,7 +125,7 @@ impl Device for VulkanDevice {
         if self.context.always_stage {
             return Ok(None);
         }
-        self.check()?;
+        self.context.check()?;
         let imported = Imported::new(&self.context, bytes)?;
         Ok(imported.map(|imported| {
             let buffer: BufferRef = Arc::new(VulkanBuffer {
@@ -149,7 +139,7 @@ impl Device for VulkanDevice {
     }
 
     fn write(&self, to: &BufferRef, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.check()?;
+        self.context.check()?;
         let own = self.own(to, "a write")?;
         own.holds(offset, bytes.len())
             .map_err(|problem| self.context.fault(format!("a write: {problem}")))?;
@@ -170,7 +160,7 @@ impl Device for VulkanDevice {
     }
 
     fn read(&self, from: &BufferRef, offset: usize, into: &mut [u8]) -> Result<(), DeviceError> {
-        self.check()?;
+        self.context.check()?;
         let own = self.own(from, "a read")?;
         own.holds(offset, into.len()).map_err(|problem| self.context.fault(format!("a read: {problem}")))?;
         match &own.bytes {
@@ -194,7 +184,7 @@ impl Device for VulkanDevice {
     }
 
     fn compile(&self, program: ProgramDesc) -> Result<Box<dyn Program>, DeviceError> {
-        self.check()?;
+        self.context.check()?;
         for buffer in &program.buffers {
             self.own(buffer, &format!("program {}", program.name))?;
         }

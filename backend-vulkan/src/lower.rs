@@ -119,8 +119,7 @@ pub(crate) fn supports(device: &str, op: &OpDesc) -> Result<(), Unsupported> {
         let fixed = extents.iter().filter_map(|extent| extent.fixed());
         let largest = fixed.chain(tensor.strides).max().unwrap_or(0);
         limit("elements or bytes between neighbours of an axis", largest, u32::MAX as usize)?;
-        let unit = tensor.dtype.block_bytes();
-        let align = if unit.is_multiple_of(4) { 4 } else { 2 };
+        let align = alignment(tensor.dtype);
         if let Some(stride) = tensor.strides.iter().find(|stride| !stride.is_multiple_of(align)) {
             return Err(unsupported(format!(
                 "expected strides that are multiples of {align}, found {stride}"
@@ -131,6 +130,11 @@ pub(crate) fn supports(device: &str, op: &OpDesc) -> Result<(), Unsupported> {
         }
     }
     Ok(())
+}
+
+/// What addresses and strides are multiples of: blocks are loaded by words, or by halves where their bytes say so.
+fn alignment(dtype: DType) -> usize {
+    if dtype.block_bytes().is_multiple_of(4) { 4 } else { 2 }
 }
 
 /// Attention keeps its sums in registers.
@@ -343,9 +347,8 @@ impl<'a> Lowering<'a> {
             let span = found.desc.span_bytes(&full);
             let place = own.address(found.place.offset, span);
             let address = place.map_err(|problem| format!("{:?}: {problem}", found.desc))?;
-            let unit = found.desc.dtype.block_bytes();
-            let align = if unit.is_multiple_of(4) { 4 } else { 2 };
-            if !address.is_multiple_of(align) {
+            let align = alignment(found.desc.dtype);
+            if !address.is_multiple_of(align as u64) {
                 let at = found.place.offset;
                 return Err(format!("{:?} starts at byte {at}, no multiple of {align}", found.desc));
             }

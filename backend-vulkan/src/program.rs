@@ -122,7 +122,7 @@ impl VulkanProgram {
         let (pieces, ..) = lowered(Scratch { address, partials })?;
         let launches = schedule(pieces, &program.capacity);
 
-        let (tables, bytes) = Tables::lay_out(&launches);
+        let (tables, bytes) = tables_of(&launches);
         let tables_memory = match bytes.len() {
             0 => None,
             size => {
@@ -416,25 +416,20 @@ fn most(all: &[Count]) -> Count {
     all.iter().copied().max_by_key(large).unwrap_or(first)
 }
 
-/// Where the tables of dispatches lie.
-struct Tables;
-
-impl Tables {
-    /// The offset of each launch's table, and all bytes.
-    fn lay_out(launches: &[Launch]) -> (Vec<u64>, Vec<u8>) {
-        let mut bytes: Vec<u8> = Vec::new();
-        let mut offsets = Vec::with_capacity(launches.len());
-        for launch in launches {
-            bytes.resize(bytes.len().next_multiple_of(64), 0);
-            offsets.push(bytes.len() as u64);
-            match &launch.task {
-                Task::Rows { ops, .. } => bytes.extend(bytemuck::cast_slice::<_, u8>(ops)),
-                Task::Products { jobs, .. } => bytes.extend(bytemuck::cast_slice::<_, u8>(jobs)),
-                Task::Alone { .. } => {}
-            }
+/// The offset of each launch's table, and all bytes.
+fn tables_of(launches: &[Launch]) -> (Vec<u64>, Vec<u8>) {
+    let mut bytes: Vec<u8> = Vec::new();
+    let mut offsets = Vec::with_capacity(launches.len());
+    for launch in launches {
+        bytes.resize(bytes.len().next_multiple_of(64), 0);
+        offsets.push(bytes.len() as u64);
+        match &launch.task {
+            Task::Rows { ops, .. } => bytes.extend(bytemuck::cast_slice::<_, u8>(ops)),
+            Task::Products { jobs, .. } => bytes.extend(bytemuck::cast_slice::<_, u8>(jobs)),
+            Task::Alone { .. } => {}
         }
-        (offsets, bytes)
     }
+    (offsets, bytes)
 }
 
 /// A barrier between what shaders wrote and what they read or write next.

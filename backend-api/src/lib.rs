@@ -54,6 +54,8 @@ pub use error::{DeviceError, OpError, Unsupported};
 pub use null::{NullBuffer, NullDevice};
 pub use observer::{Discard, Observer, OpEvent};
 pub use op::{Gating, Op, OpDesc, OpKind, Precision, RopeAttributes, RouteAttributes};
-pub use program::{Capacity, Place, Program, ProgramDesc, ProgramOp, ProgramValue, Step, ValueIndex};
+pub use program::{
+    Capacity, Operand, Place, Program, ProgramDesc, ProgramOp, ProgramValue, Step, ValueIndex,
+};
 pub use shape::{Extent, Shape, TensorDesc};
 pub use work::Work;

@@ -113,6 +113,59 @@ impl ProgramDesc {
     }
 }
 
+/// A value of a program in a device's memory.
+#[derive(Clone, Debug)]
+pub struct Operand {
+    /// Format, shape and strides.
+    pub desc: TensorDesc,
+    /// The address of its first byte; values of all buffers have addresses of one space.
+    pub address: u64,
+    /// Whether its bytes may be written: those of imported buffers may not.
+    pub writable: bool,
+}
+
+impl ProgramDesc {
+    /// For devices: checks what the caller of [`compile`](crate::Device::compile) owes of an operation and its operands
+    /// beyond what [`OpDesc::check`] sees, as kernels rely on it: caches have rows for the whole capacity; outputs are
+    /// writable, and apart from each other and from inputs (or, for `Add`, in the place of one).
+    ///
+    /// # Errors
+    /// What was expected and found.
+    pub fn check_operands(&self, op: &Op, inputs: &[Operand], outputs: &[Operand]) -> Result<(), String> {
+        let full = self.capacity.full_step();
+        let cache = match op {
+            Op::KvStore => outputs.first(),
+            Op::LatentAttention { .. } => inputs.get(1),
+            _ => None,
+        };
+        if let Some(cache) = cache
+            && cache.desc.shape.extents()[0].at(&full) < self.capacity.kv_len
+        {
+            let wanted = self.capacity.kv_len;
+            return Err(format!("expected a cache of {wanted} rows or more, found {:?}", cache.desc));
+        }
+        let apart = |a: &Operand, b: &Operand| {
+            let end = |x: &Operand| x.address.saturating_add(x.desc.span_bytes(&full) as u64);
+            end(a) <= b.address || end(b) <= a.address
+        };
+        for (index, output) in outputs.iter().enumerate() {
+            if !output.writable {
+                return Err("an output lies in imported bytes, which are only read".to_owned());
+            }
+            for input in inputs {
+                let in_place = *op == Op::Add && input.address == output.address && input.desc == output.desc;
+                if !in_place && !apart(output, input) {
+                    return Err(format!("output {:?} overlaps input {:?}", output.desc, input.desc));
+                }
+            }
+            if let Some(other) = outputs[..index].iter().find(|other| !apart(output, other)) {
+                return Err(format!("output {:?} overlaps output {:?}", output.desc, other.desc));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A compiled program.
 pub trait Program: Send {
     /// Runs all operations for `step` and returns when their results can be read.

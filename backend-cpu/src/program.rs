@@ -7,11 +7,11 @@ use crate::{
     kernels::Scratch,
     memory, ops,
     pool::{Job, Member, Order, Poisoned, Team},
-    tensor::{Tensor, apart},
+    tensor::Tensor,
 };
 use backend_api::{
-    BufferRef, Capacity, DeviceError, Observer, Op, OpDesc, OpEvent, Program, ProgramDesc, ProgramOp, Step,
-    Work,
+    BufferRef, Capacity, DeviceError, Observer, OpDesc, OpEvent, Operand, Program, ProgramDesc, ProgramOp,
+    Step, Work,
 };
 use std::{
     sync::{
@@ -70,8 +70,7 @@ impl CpuProgram {
             let outputs = op.outputs.iter().map(tensor).collect::<Result<Vec<_>, _>>()?;
             let desc = program.describe(op);
             ops::supports(device, &desc)?;
-            check_cache(&op.op, &inputs, &outputs, &program.capacity).map_err(fault)?;
-            check_outputs(&program, op, &inputs, &outputs).map_err(fault)?;
+            check(&program, op, &inputs, &outputs).map_err(fault)?;
             ops::build(&op.op, &inputs, &outputs, &mut builder);
             builder.end_op(&inputs, &outputs)?;
             records.push(OpRecord { name: op.name.clone(), desc, nanoseconds: AtomicU64::new(0) });
@@ -207,56 +206,27 @@ fn place(program: &ProgramDesc, value: usize) -> Result<Tensor, String> {
     Ok(Tensor::new(buffer.pointer().wrapping_add(offset), value.desc))
 }
 
-/// What kernels rely on: rows up to the capacity are stored, and seen.
-fn check_cache(op: &Op, inputs: &[Tensor], outputs: &[Tensor], capacity: &Capacity) -> Result<(), String> {
-    let cache = match op {
-        Op::KvStore => &outputs[0],
-        Op::LatentAttention { .. } => &inputs[1],
-        _ => return Ok(()),
-    };
-    if cache.extent(0, &capacity.full_step()) < capacity.kv_len {
-        return Err(format!(
-            "expected a cache of {} rows or more, found {:?}",
-            capacity.kv_len,
-            cache.desc()
-        ));
-    }
-    Ok(())
-}
-
-/// What kernels rely on: outputs are writable, aligned, and apart from each other and from inputs (or, for `Add`, in
-/// the place of one).
-fn check_outputs(
-    program: &ProgramDesc,
-    op: &ProgramOp,
-    inputs: &[Tensor],
-    outputs: &[Tensor],
-) -> Result<(), String> {
-    for (index, (&value, output)) in op.outputs.iter().zip(outputs).enumerate() {
+/// What kernels rely on.
+fn check(program: &ProgramDesc, op: &ProgramOp, inputs: &[Tensor], outputs: &[Tensor]) -> Result<(), String> {
+    let operand = |(&value, tensor): (&usize, &Tensor)| {
         let buffer = &program.buffers[program.values[value].place.buffer];
-        if !buffer.as_any().downcast_ref::<CpuBuffer>().is_some_and(CpuBuffer::is_writable) {
-            return Err("an output lies in imported bytes, which are only read".to_owned());
+        let own = buffer.as_any().downcast_ref::<CpuBuffer>();
+        Operand {
+            desc: *tensor.desc(),
+            address: tensor.base::<u8>() as u64,
+            writable: own.is_some_and(CpuBuffer::is_writable),
         }
-        let address = output.base::<u8>() as usize;
-        if !address.is_multiple_of(4) {
-            return Err(format!(
-                "an output starts at byte {}, no multiple of 4",
-                program.values[value].place.offset
-            ));
+    };
+    let operands = |values: &[usize], tensors: &[Tensor]| -> Vec<Operand> {
+        values.iter().zip(tensors).map(operand).collect()
+    };
+    let (inputs, outputs) = (operands(&op.inputs, inputs), operands(&op.outputs, outputs));
+    program.check_operands(&op.op, &inputs, &outputs)?;
+    match outputs.iter().zip(&op.outputs).find(|(output, _)| !output.address.is_multiple_of(4)) {
+        Some((_, &value)) => {
+            let at = program.values[value].place.offset;
+            Err(format!("an output starts at byte {at}, no multiple of 4"))
         }
-        let span = output.span(&program.capacity);
-        for input in inputs {
-            let in_place =
-                op.op == Op::Add && input.base::<u8>() as usize == address && input.desc() == output.desc();
-            if !in_place && !apart(&span, &input.span(&program.capacity)) {
-                return Err(format!("output {:?} overlaps input {:?}", output.desc(), input.desc()));
-            }
-        }
-        for other in &outputs[..index] {
-            if !apart(&span, &other.span(&program.capacity)) {
-                return Err(format!("output {:?} overlaps output {:?}", output.desc(), other.desc()));
-            }
-        }
+        None => Ok(()),
     }
-    Ok(())
 }

@@ -83,6 +83,7 @@ impl Isa for Avx2 {
     const LEVEL: Level = Level::Avx2;
     const I8_OFFSET: i32 = 0;
     const FLOAT_TILE: usize = 2;
+    const LOADS_F16: bool = true;
     const PANEL_TOKENS: usize = 4;
 
     #[inline(always)]

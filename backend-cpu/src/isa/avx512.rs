@@ -43,6 +43,7 @@ impl Isa for Avx512 {
     const LEVEL: Level = Level::Avx512;
     const I8_OFFSET: i32 = 128;
     const FLOAT_TILE: usize = 4;
+    const LOADS_F16: bool = true;
     const PANEL_TOKENS: usize = 8;
 
     #[inline(always)]

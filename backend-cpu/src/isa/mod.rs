@@ -52,6 +52,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     const I8_OFFSET: i32;
     /// Rows × columns of accumulators that fit the registers in a float matrix product.
     const FLOAT_TILE: usize;
+    /// Whether [`load_f16`](Isa::load_f16) costs little more than [`load`](Isa::load).
+    const LOADS_F16: bool;
     /// Tokens whose accumulators fit the registers in a quantised matrix product.
     const PANEL_TOKENS: usize;
 

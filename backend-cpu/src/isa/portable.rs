@@ -31,6 +31,7 @@ impl Isa for Portable {
     const LEVEL: Level = Level::Portable;
     const I8_OFFSET: i32 = 0;
     const FLOAT_TILE: usize = 1;
+    const LOADS_F16: bool = false;
     const PANEL_TOKENS: usize = 1;
 
     #[inline(always)]

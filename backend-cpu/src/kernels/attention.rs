@@ -57,7 +57,7 @@ pub(crate) fn latent_attention(
     match cache.dtype() {
         DType::F32 => builder.push(Attention::<F32> { plan, cache: PhantomData }),
         DType::F16 => builder.push(Attention::<F16> { plan, cache: PhantomData }),
-        _ => builder.push(Attention::<Decoded> { plan, cache: PhantomData }),
+        _ => builder.push(Attention::<Q8_0> { plan, cache: PhantomData }),
     }
     builder.push(Merge(plan));
 }
@@ -86,24 +86,32 @@ unsafe impl Sync for Plan {}
 /// How rows of a cache are read.
 trait Cache: Send + Sync {
     type Format: Float;
-    /// Whether chunks are decoded into scratch memory first.
-    const DECODED: bool = false;
+    /// Whether chunks are decoded to f32 in scratch memory first.
+    fn decodes<S: Isa>() -> bool;
 }
 
 impl Cache for F32 {
     type Format = F32;
+    fn decodes<S: Isa>() -> bool {
+        false
+    }
 }
 
 impl Cache for F16 {
     type Format = F16;
+    /// Where it takes long, as each value is used for several heads.
+    fn decodes<S: Isa>() -> bool {
+        !S::LOADS_F16
+    }
 }
 
-/// A quantised cache.
-struct Decoded;
+struct Q8_0;
 
-impl Cache for Decoded {
+impl Cache for Q8_0 {
     type Format = F32;
-    const DECODED: bool = true;
+    fn decodes<S: Isa>() -> bool {
+        true
+    }
 }
 
 impl Plan {
@@ -135,7 +143,8 @@ struct Attention<C> {
 impl<C: Cache + 'static> Kernel for Attention<C> {
     fn scratch_bytes(&self) -> usize {
         let states = 2 * HEADS * self.plan.head_floats;
-        let decoded = if C::DECODED { CHUNK * self.plan.cache.width() } else { 0 };
+        // Kernels do not know yet for which instructions they are.
+        let decoded = CHUNK * self.plan.cache.width();
         4 * (states + decoded)
     }
 
@@ -216,47 +225,80 @@ impl<C: Cache> Attention<C> {
             let end = visible.min(first + SEGMENT);
             while first < end {
                 let count = CHUNK.min(end - first);
-                let mut keys = [std::ptr::null::<u8>(); CHUNK];
-                for (index, key) in keys.iter_mut().enumerate() {
-                    // Past the end the last row stands in; its scores are not used.
-                    let index = index.min(count - 1);
-                    let stored = plan.cache.row::<u8>(first + index);
-                    *key = if C::DECODED { decoded.add(index * width).cast() } else { stored };
-                }
-                if C::DECODED {
+                // Past the end the last row stands in; its scores are not used.
+                let stored = |index: usize| plan.cache.row::<u8>(first + index.min(count - 1)).cast_const();
+                if C::decodes::<S>() {
+                    let copied = |index: usize| decoded.add(index.min(count - 1) * width);
                     for index in 0..count {
-                        let bytes = plan.cache.dtype().row_bytes(width);
-                        let stored = std::slice::from_raw_parts(plan.cache.row::<u8>(first + index), bytes);
-                        let to = std::slice::from_raw_parts_mut(decoded.add(index * width), width);
-                        format::decode(plan.cache.dtype(), stored, to);
+                        decode_row(s, plan.cache.dtype(), stored(index), copied(index), width);
                     }
-                }
-                let mut scores = [[0.0; CHUNK]; HEADS];
-                match S::FLOAT_TILE {
-                    4.. => score::<S, C::Format, 4>(s, &keys, count, &q, heads.len(), width, &mut scores),
-                    2.. => score::<S, C::Format, 2>(s, &keys, count, &q, heads.len(), width, &mut scores),
-                    _ => score::<S, C::Format, 1>(s, &keys, count, &q, heads.len(), width, &mut scores),
-                }
-                let mut decay = [0.0; HEADS];
-                for head in 0..heads.len() {
-                    let state = states.add(head * plan.head_floats);
-                    decay[head] = soften(s, &mut scores[head], count, plan.scale, state);
-                }
-                let mut head = 0;
-                while head < heads.len() {
-                    let tile = S::FLOAT_TILE.min(heads.len() - head);
-                    let at = (states.add(head * plan.head_floats + 2), plan.head_floats);
-                    let keys = &keys[..count];
-                    let (p, decay) = (&scores[head..], &decay[head..]);
-                    head += match tile {
-                        4.. => add_values::<S, C::Format, 4>(s, keys, p, decay, at, plan.latent),
-                        2.. => add_values::<S, C::Format, 2>(s, keys, p, decay, at, plan.latent),
-                        _ => add_values::<S, C::Format, 1>(s, keys, p, decay, at, plan.latent),
-                    };
+                    let keys = array!(CHUNK, |index| copied(index).cast_const().cast());
+                    self.chunk::<S, F32>(s, &keys, count, &q, heads.len(), states);
+                } else {
+                    let keys = array!(CHUNK, |index| stored(index));
+                    self.chunk::<S, C::Format>(s, &keys, count, &q, heads.len(), states);
                 }
                 first += count;
             }
         }
+    }
+
+    /// Adds `count` cached rows to the running states of the heads.
+    ///
+    /// # Safety
+    /// As for [`segment`](Attention::segment); `width` values of the format at each key.
+    #[inline(always)]
+    unsafe fn chunk<S: Isa, W: Float>(
+        &self,
+        s: S,
+        keys: &[*const u8; CHUNK],
+        count: usize,
+        q: &[*const f32; HEADS],
+        heads: usize,
+        states: *mut f32,
+    ) {
+        let plan = &self.plan;
+        let width = plan.cache.width();
+        // SAFETY: the caller's.
+        unsafe {
+            let mut scores = [[0.0; CHUNK]; HEADS];
+            match S::FLOAT_TILE {
+                4.. => score::<S, W, 4>(s, keys, count, q, heads, width, &mut scores),
+                2.. => score::<S, W, 2>(s, keys, count, q, heads, width, &mut scores),
+                _ => score::<S, W, 1>(s, keys, count, q, heads, width, &mut scores),
+            }
+            let mut decay = [0.0; HEADS];
+            for head in 0..heads {
+                let state = states.add(head * plan.head_floats);
+                decay[head] = soften(s, &mut scores[head], count, plan.scale, state);
+            }
+            let values = (states.add(2), plan.head_floats);
+            let keys = &keys[..count];
+            match S::FLOAT_TILE {
+                4.. => add_values::<S, W, 4>(s, keys, &scores[..heads], &decay, values, plan.latent),
+                _ => add_values::<S, W, 1>(s, keys, &scores[..heads], &decay, values, plan.latent),
+            }
+        }
+    }
+}
+
+/// Decodes a cached row of `width` values.
+///
+/// # Safety
+/// A row of the format at `from`, room for its values at `to`.
+#[inline(always)]
+unsafe fn decode_row<S: Isa>(s: S, dtype: DType, from: *const u8, to: *mut f32, width: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut at = 0;
+        if dtype == DType::F16 {
+            while at + 16 <= width {
+                s.store(to.add(at), s.load_f16(from.cast::<u16>().add(at)));
+                at += 16;
+            }
+        }
+        let rest = std::slice::from_raw_parts(from.add(dtype.row_bytes(at)), dtype.row_bytes(width - at));
+        format::decode(dtype, rest, std::slice::from_raw_parts_mut(to.add(at), width - at));
     }
 }
 
@@ -274,10 +316,11 @@ unsafe fn score<S: Isa, W: Float, const N: usize>(
     width: usize,
     scores: &mut [[f32; CHUNK]; HEADS],
 ) {
-    for head in (0..heads).step_by(N) {
-        let q: [*const f32; N] = std::array::from_fn(|n| q[(head + n).min(HEADS - 1)]);
-        for key in (0..count).step_by(N) {
-            let keys: [*const u8; N] = std::array::from_fn(|n| keys[(key + n).min(CHUNK - 1)]);
+    // The queries of all heads and a few keys fit the first cache; all keys do not.
+    for key in (0..count).step_by(N) {
+        let keys: [*const u8; N] = std::array::from_fn(|n| keys[(key + n).min(CHUNK - 1)]);
+        for head in (0..heads).step_by(N) {
+            let q: [*const f32; N] = std::array::from_fn(|n| q[(head + n).min(HEADS - 1)]);
             // SAFETY: the caller's.
             let tile = unsafe { tile::<S, W, N, N>(s, keys, q, width) };
             for (i, row) in tile.iter().enumerate().take(count - key) {
@@ -332,36 +375,38 @@ fn exp_one<S: Isa>(s: S, x: f32) -> f32 {
     lanes[0]
 }
 
-/// `values = values × decay + Σ p × key[..latent]` for `N` heads; returns `N`.
+/// `values = values × decay + Σ p × key[..latent]` for each head of `p`, `16 × V` values at a time: of all heads, so
+/// that what is loaded of the keys is still in the first cache.
 ///
 /// # Safety
 /// `latent` readable values at each key, and writable ones of each head, `stride` apart.
 #[inline(always)]
-unsafe fn add_values<S: Isa, W: Float, const N: usize>(
+unsafe fn add_values<S: Isa, W: Float, const V: usize>(
     s: S,
     keys: &[*const u8],
     p: &[[f32; CHUNK]],
     decay: &[f32],
     (values, stride): (*mut f32, usize),
     latent: usize,
-) -> usize {
+) {
     // SAFETY: the caller's.
     unsafe {
+        let strip = 16 * V;
         let mut at = 0;
-        while at + 64 <= latent {
-            add_strip::<S, W, N, 4>(s, keys, p, decay, (values.add(at), stride), at);
-            at += 64;
+        while at + strip <= latent {
+            add_heads::<S, W, V>(s, keys, p, decay, (values.add(at), stride), at);
+            at += strip;
         }
         while at + 16 <= latent {
-            add_strip::<S, W, N, 1>(s, keys, p, decay, (values.add(at), stride), at);
+            add_heads::<S, W, 1>(s, keys, p, decay, (values.add(at), stride), at);
             at += 16;
         }
         // The last values one by one, as the lanes of a vector compute them.
         for at in at..latent {
-            for n in 0..N {
+            for (n, p) in p.iter().enumerate() {
                 let value = values.add(n * stride + at);
                 let mut lanes = s.splat(*value * decay[n]);
-                for (key, p) in keys.iter().zip(&p[n]) {
+                for (key, p) in keys.iter().zip(p) {
                     let mut copy = [0u8; 64];
                     std::ptr::copy_nonoverlapping(key.add(at * W::BYTES), copy.as_mut_ptr(), W::BYTES);
                     lanes = s.mul_add(s.splat(*p), W::load(s, copy.as_ptr()), lanes);
@@ -370,10 +415,37 @@ unsafe fn add_values<S: Isa, W: Float, const N: usize>(
             }
         }
     }
-    N
 }
 
 /// The same for `16 × V` values, from value `at` of the keys on.
+///
+/// # Safety
+/// As many readable values of each key, and writable ones of each head, `stride` apart.
+#[inline(always)]
+unsafe fn add_heads<S: Isa, W: Float, const V: usize>(
+    s: S,
+    keys: &[*const u8],
+    p: &[[f32; CHUNK]],
+    decay: &[f32],
+    (values, stride): (*mut f32, usize),
+    at: usize,
+) {
+    let mut head = 0;
+    while head < p.len() {
+        let (p, decay) = (&p[head..], &decay[head..]);
+        // SAFETY: the caller's; as many heads are left.
+        head += unsafe {
+            let to = (values.add(head * stride), stride);
+            match p.len() {
+                4.. => add_strip::<S, W, 4, V>(s, keys, p, decay, to, at),
+                2.. => add_strip::<S, W, 2, V>(s, keys, p, decay, to, at),
+                _ => add_strip::<S, W, 1, V>(s, keys, p, decay, to, at),
+            }
+        };
+    }
+}
+
+/// The same for `N` of the heads; returns `N`.
 ///
 /// # Safety
 /// As many readable values of each key, and writable ones of each head, `stride` apart.
@@ -385,7 +457,7 @@ unsafe fn add_strip<S: Isa, W: Float, const N: usize, const V: usize>(
     decay: &[f32],
     (values, stride): (*mut f32, usize),
     at: usize,
-) {
+) -> usize {
     // SAFETY: the caller's.
     unsafe {
         let mut sums: [[S::F; V]; N] =
@@ -405,6 +477,7 @@ unsafe fn add_strip<S: Isa, W: Float, const N: usize, const V: usize>(
             }
         }
     }
+    N
 }
 
 /// Adds the running state of a later segment.

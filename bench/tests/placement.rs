@@ -325,6 +325,11 @@ fn mistakes_are_told() {
         ("-ot exps=tpu", "found `tpu`"),
         ("--kv-layers-on cpu=0-3", "layers from 0 to 2, found 0-3"),
         ("--fit tpu=1GiB", "found `tpu`"),
+        (
+            "--device null:GPU:1GiB",
+            "device: expected names that differ in more than case, found `gpu` and `GPU`",
+        ),
+        ("--device null:gpu:2GiB", "--device null:gpu: expected the same memory"),
         ("--compare=--nonsense", "--compare: unexpected argument"),
         ("--compare='open", "--compare: a quote is open"),
         ("--compare --format svg", "shows one placement"),

@@ -76,6 +76,8 @@ enum DeviceError {
     #[error("--device {name}")]
     #[allow(dead_code, reason = "which devices can be opened depends on the features")]
     Open { name: String, source: Failure },
+    #[error("--device null:{name}: expected the same memory and rates each time that it is named")]
+    Differs { name: String },
     #[error("--device: expected at most {max} devices, found {found}", max = Devices::MAX)]
     TooMany { found: usize },
 }
@@ -169,12 +171,27 @@ impl DeviceOptions {
     }
 }
 
+/// A hypothetical device that is named twice is one, and has one memory.
+fn check_sizes(names: &[DeviceName]) -> Result<(), DeviceError> {
+    for (index, device) in names.iter().enumerate() {
+        let DeviceName::Null { name, .. } = device else { continue };
+        let other = |other: &DeviceName| {
+            matches!(other, DeviceName::Null { name: n, .. } if n == name) && other != device
+        };
+        if names[..index].iter().any(other) {
+            return Err(DeviceError::Differs { name: name.clone() });
+        }
+    }
+    Ok(())
+}
+
 impl OpenDevices {
     /// Opens the host, and the devices that the user named.
     ///
     /// # Errors
     /// A device that does not exist, was not compiled in, or does not open.
     pub fn new(options: &DeviceOptions) -> Result<Self, Failure> {
+        check_sizes(&options.device)?;
         let threads = options.threads();
         let mut all = Vec::new();
         let mut rates = Vec::new();

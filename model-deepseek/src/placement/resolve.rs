@@ -45,6 +45,7 @@ impl Wishes {
         devices: &Devices,
         options: &Options,
     ) -> Result<Self, Error> {
+        check_names(devices)?;
         let layers = model.config().layers();
         let host = devices.host();
         let graph = model.graph(1, options.cache, options.precision)?;
@@ -194,6 +195,23 @@ fn in_one_line(error: &regex_automata::meta::BuildError) -> String {
     // The parser draws the place below the pattern; its last line says what is wrong.
     let last = whole.lines().last().unwrap_or_default();
     last.trim().trim_start_matches("error: ").to_owned()
+}
+
+/// Devices are found by their names in any case, so these must differ in more than that. One that was opened twice has
+/// the same name twice, and is told apart by a number.
+fn check_names(devices: &Devices) -> Result<(), Error> {
+    let names: Vec<&str> = devices.iter().map(|device| device.info().name.as_str()).collect();
+    for (index, &name) in names.iter().enumerate() {
+        let alike = |other: &&str| *other != name && other.eq_ignore_ascii_case(name);
+        if let Some(other) = names[..index].iter().copied().find(alike) {
+            return Err(Error::Option {
+                option: "device",
+                expected: "names that differ in more than case".to_owned(),
+                found: format!("`{other}` and `{name}`"),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The device of that name, in any case.

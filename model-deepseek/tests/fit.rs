@@ -3,15 +3,15 @@
 mod common;
 
 use backend_api::{
-    BufferRef, BufferRequest, Device, DeviceError, DeviceInfo, HostBytes, NullDevice, OpDesc, Program,
-    ProgramDesc, Unsupported,
+    BufferRef, BufferRequest, Device, DeviceError, DeviceInfo, DeviceKind, HostBytes, NullDevice, OpDesc,
+    Program, ProgramDesc, Unsupported,
 };
 use backend_cpu::{CpuDevice, CpuOptions};
 use common::{embedded, open};
-use graph::{Devices, Needs};
+use graph::{Devices, Needs, report::human};
 use model_deepseek::{
     CacheType, Engine, Error, Model, Options, Placed, PlacementOptions,
-    placement::{Fit, GpuLayers, Override},
+    placement::{Fit, GpuLayers, Override, Short},
 };
 use std::sync::{
     Arc,
@@ -20,13 +20,14 @@ use std::sync::{
 
 /// A CPU with memory of its own: nothing is imported, and every byte is counted.
 struct Counting {
+    info: DeviceInfo,
     cpu: CpuDevice,
     bytes: Arc<AtomicUsize>,
 }
 
 impl Device for Counting {
     fn info(&self) -> &DeviceInfo {
-        self.cpu.info()
+        &self.info
     }
     fn supports(&self, op: &OpDesc) -> Result<(), Unsupported> {
         self.cpu.supports(op)
@@ -57,8 +58,17 @@ fn cpu(name: &str) -> CpuDevice {
 /// An accelerator `gpu` that counts, and the host.
 fn counted() -> (Devices, Arc<AtomicUsize>) {
     let bytes = Arc::default();
-    let gpu = Counting { cpu: cpu("gpu"), bytes: Arc::clone(&bytes) };
-    (Devices::new(vec![Arc::new(gpu), Arc::new(cpu("cpu"))]), bytes)
+    let cpu = cpu("gpu");
+    let info = DeviceInfo { kind: DeviceKind::Gpu, ..cpu.info().clone() };
+    let gpu = Counting { info, cpu, bytes: Arc::clone(&bytes) };
+    (Devices::new(vec![Arc::new(gpu), Arc::new(self::cpu("cpu"))]), bytes)
+}
+
+/// A device that says so of itself.
+fn stated(name: &str, kind: DeviceKind, memory_total: u64, memory_free: u64) -> Arc<dyn Device> {
+    let cpu = cpu(name);
+    let info = DeviceInfo { kind, memory_total, memory_free, ..cpu.info().clone() };
+    Arc::new(Counting { info, cpu, bytes: Arc::default() })
 }
 
 fn into_bytes(bytes: u64) -> Fit {
@@ -196,7 +206,7 @@ fn what_cannot_fit_says_so() {
     };
     let error = said.place(&model, &devices, &options()).unwrap_err();
     let Error::Shortage(shortage) = &error else { panic!("{error}") };
-    let [(device, needs, budget)] = shortage.devices.as_slice() else { panic!("{error}") };
+    let [Short { device, needs, budget, .. }] = shortage.devices.as_slice() else { panic!("{error}") };
     assert_eq!((device.as_str(), *budget), ("gpu", 1 << 20));
     assert!(needs.total() > *budget);
     let text = error.to_string();
@@ -207,9 +217,12 @@ fn what_cannot_fit_says_so() {
         "of caches",
         "of scratch memory",
         "1.0 MiB (1048576 bytes) may be used",
+        "a smaller --n-gpu-layers or another --override-tensor or a smaller --ctx",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
+    // What was left open is not there, and keeping it away changes nothing.
+    assert!(!text.contains("--cpu-moe") && !text.contains("--no-kv-offload"), "{text}");
     // The host is asked too, where its bytes are given.
     let said = PlacementOptions {
         fit: Fit { on: true, budgets: vec![("cpu".to_owned(), 1000)] },
@@ -217,6 +230,78 @@ fn what_cannot_fit_says_so() {
     };
     let error = said.place(&model, &devices, &options()).unwrap_err().to_string();
     assert!(error.contains("cpu: ") && error.contains("(1000 bytes) may be used"), "{error}");
+    assert!(error.ends_with("less is needed there with a smaller --ctx or a smaller --batch"), "{error}");
+    // And other things help it than an accelerator.
+    let said =
+        PlacementOptions { cpu_moe: true, gpu_layers: Some(GpuLayers::Last(1)), host_caches: true, ..said };
+    let error = said.place(&model, &devices, &options()).unwrap_err().to_string();
+    assert!(
+        error.contains("with a larger --n-gpu-layers or no --cpu-moe or no --no-kv-offload or"),
+        "{error}"
+    );
+}
+
+#[test]
+fn no_more_is_given_than_there_is() {
+    let model = open(&embedded());
+    let gpu = || stated("gpu", DeviceKind::Gpu, 64 << 20, 16 << 20);
+    let cpu = || stated("cpu", DeviceKind::Cpu, 96 << 20, 80 << 20);
+    let place = |devices: Vec<Arc<dyn Device>>, budgets: &[(&str, u64)]| {
+        let budgets = budgets.iter().map(|(name, mib)| ((*name).to_owned(), mib << 20)).collect();
+        let said = PlacementOptions { fit: Fit { on: true, budgets }, ..PlacementOptions::default() };
+        said.place(&model, &Devices::new(devices), &options())
+    };
+    let error = place(vec![gpu(), cpu()], &[("gpu", 65)]).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "fit: expected at most the 64.0 MiB (67108864 bytes) of gpu, found 65.0 MiB (68157440 bytes)"
+    );
+    let error = place(vec![gpu(), gpu(), cpu()], &[("gpu", 33), ("gpu#2", 32)]).unwrap_err().to_string();
+    assert!(error.contains("64.0 MiB (67108864 bytes) of gpu + gpu#2, found 65.0 MiB"), "{error}");
+    assert!(
+        place(vec![gpu(), cpu()], &[("cpu", 97)]).unwrap_err().to_string().contains("of cpu, found 97.0 MiB")
+    );
+    // What is not free now may be by then.
+    let notices = place(vec![gpu(), cpu()], &[("gpu", 64)]).unwrap().notices;
+    assert_eq!(notices, ["gpu: 64.0 MiB may be used, but only 16.0 MiB are free now"]);
+    assert_eq!(place(vec![gpu(), cpu()], &[("gpu", 16)]).unwrap().notices, [""; 0]);
+    // What one of two was given, the other does not get again.
+    let notices = place(vec![gpu(), gpu(), cpu()], &[("gpu", 12)]).unwrap().notices;
+    assert!(
+        notices.contains(&"gpu#2: 4.0 MiB free, of which 256.0 KiB are kept back".to_owned()),
+        "{notices:?}"
+    );
+}
+
+#[test]
+fn processors_share_main_memory() {
+    let model = open(&embedded());
+    let needs = {
+        let devices = Devices::new(vec![Arc::new(cpu("cpu"))]);
+        PlacementOptions::default().place(&model, &devices, &options()).unwrap().plans.needs()[0].total()
+    };
+    let place = |free: u64, said: &PlacementOptions| {
+        let processor = |name| stated(name, DeviceKind::Cpu, 1 << 30, free);
+        let devices = Devices::new(vec![processor("cpu1"), processor("cpu2"), processor("cpu")]);
+        said.place(&model, &devices, &options())
+    };
+    let said = PlacementOptions::default();
+    // Twice as much is enough for what each device has of its own beside its part.
+    let placed = place(2 * needs, &said).unwrap();
+    let half = human(needs);
+    for name in ["cpu1", "cpu2"] {
+        let start = format!("{name}: {half} free, of which ");
+        assert!(placed.notices.iter().any(|notice| notice.starts_with(&start)), "{:?}", placed.notices);
+    }
+    let sum: u64 = placed.plans.needs().iter().map(Needs::total).sum();
+    assert!(sum <= 2 * needs, "{sum} of {}", 2 * needs);
+    // With room for less than the weights, there is no way to have them.
+    let error = place(needs / 2, &said).unwrap_err().to_string();
+    assert!(error.starts_with("it does not fit: cpu1 + cpu2 + cpu: "), "{error}");
+    assert!(error.ends_with("less is needed there with a smaller --ctx or a smaller --batch"), "{error}");
+    // Without fitting nobody asks.
+    let off = PlacementOptions { fit: Fit { on: false, budgets: Vec::new() }, ..said };
+    assert!(place(needs / 2, &off).is_ok());
 }
 
 /// Loading and running as said, with so many bytes on the first of two devices.

@@ -50,8 +50,9 @@ pub struct PlacementArgs {
     #[arg(long, value_name = "on|off")]
     pub ownership_check: Option<Switch>,
     /// Whether what the options leave open is filled by what fits (repeatable): into an accelerator's free memory less
-    /// a margin, or into so many bytes, such as `vulkan0=8GiB`. Works around what was said, and fails with the bytes
-    /// needed where it cannot [default: on]
+    /// a margin, or into so many bytes, such as `vulkan0=8GiB`: at most what the device has, with a notice if more than
+    /// it has free. CPU devices share main memory. Works around what was said, and fails with the bytes needed where it
+    /// cannot [default: on]
     #[arg(long, value_name = "on|off|DEVICE=BYTES")]
     pub fit: Vec<FitArg>,
 }

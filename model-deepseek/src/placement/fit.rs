@@ -6,10 +6,11 @@
 //! Several accelerators share layers in proportion to their memory; where that does not fit, they are filled in turn.
 
 use super::{
-    Placed, PlacementOptions,
-    resolve::{Share, Wishes, device_called, free_memory},
+    GpuLayers, Placed, PlacementOptions,
+    resolve::{Share, Wishes, device_called},
 };
 use crate::{Error, Model, Options, Plans, model::layer_and_part};
+use backend_api::{DeviceInfo, DeviceKind};
 use graph::{DeviceIndex, Devices, Needs, report::human};
 use std::{collections::BTreeSet, fmt};
 
@@ -18,8 +19,12 @@ use std::{collections::BTreeSet, fmt};
 pub struct Fit {
     /// Whether what is open is filled by what fits. If not, all of it goes to accelerators.
     pub on: bool,
-    /// Bytes that may be used, by device name. Not named: an accelerator's free memory less a margin (a sixteenth
-    /// of it, at most 1 GiB), and all of the host's. Where a device does not tell its memory, there is no limit.
+    /// Bytes that may be used, by device name: at most what the device has, and a notice tells where that is more
+    /// than it has free. Not named: an accelerator's free memory less a margin (a sixteenth of it, at most 1 GiB), and
+    /// all of the host's. Where a device does not tell its memory, there is no limit.
+    ///
+    /// Devices that share a memory, because one was opened twice or because they are processors, share what is free of
+    /// it, and what they need together must fit.
     pub budgets: Vec<(String, u64)>,
 }
 
@@ -30,32 +35,64 @@ impl Default for Fit {
     }
 }
 
-/// What is too much for a device: the least that the options allow.
+/// What is too much for devices: the least that the options allow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortage {
-    /// Each device that has too little, what it needs, and the bytes that may be used.
-    pub devices: Vec<(String, Needs, u64)>,
+    /// Each device that has too little.
+    pub devices: Vec<Short>,
+}
+
+/// A device that has too little.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Short {
+    /// Its name; several, joined by ` + `, where they share one memory.
+    pub device: String,
+    /// What it needs.
+    pub needs: Needs,
+    /// The bytes that may be used.
+    pub budget: u64,
+    /// What makes its needs smaller, in words, such as `a smaller --ctx`.
+    pub advice: Vec<&'static str>,
 }
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (device, needs, budget)) in self.devices.iter().enumerate() {
+        for (index, Short { device, needs, budget, advice }) in self.devices.iter().enumerate() {
             let Needs { weights, states, scratch } = *needs;
             let separator = if index == 0 { "" } else { "; " };
             write!(
                 f,
                 "{separator}{device}: {} ({} bytes) needed: {} of weights, {} of caches, {} of scratch memory; {} \
-                 ({budget} bytes) may be used",
+                 ({budget} bytes) may be used; less is needed there with {}",
                 human(needs.total()),
                 needs.total(),
                 human(weights),
                 human(states),
                 human(scratch),
                 human(*budget),
+                advice.join(" or "),
             )?;
         }
-        f.write_str("; --cpu-moe, --no-kv-offload, a smaller --n-gpu-layers, --ctx or --batch need less")
+        Ok(())
     }
+}
+
+/// What makes the needs of a device smaller. What was left open is on the host already, as far as it can be, and only
+/// what was said can keep something on an accelerator; on the host, it is what was said to be there.
+fn advice(said: &PlacementOptions, on_host: bool, alone: bool) -> Vec<&'static str> {
+    let some_layers = said.gpu_layers.is_some_and(|layers| layers != GpuLayers::Last(0));
+    let table = [
+        (!on_host && some_layers, "a smaller --n-gpu-layers"),
+        (on_host && matches!(said.gpu_layers, Some(GpuLayers::Last(_))), "a larger --n-gpu-layers"),
+        (on_host && said.cpu_moe, "no --cpu-moe"),
+        (on_host && said.cpu_moe_layers > 0, "a smaller --n-cpu-moe"),
+        (on_host && said.cpu_ffn_layers > 0, "a smaller --n-cpu-ffn"),
+        (on_host && said.host_caches, "no --no-kv-offload"),
+        (!said.overrides.is_empty(), "another --override-tensor"),
+        (!said.cache_layers.is_empty(), "another --kv-layers-on"),
+    ];
+    let of_placement = table.iter().filter(|(helps, _)| *helps && !alone).map(|(_, what)| *what);
+    of_placement.chain(["a smaller --ctx", "a smaller --batch"]).collect()
 }
 
 /// Bytes kept back of a device's free memory, for what the plan does not know of.
@@ -71,41 +108,71 @@ pub(super) fn place(
     options: &Options,
 ) -> Result<Placed, Error> {
     let mut notices = Vec::new();
-    let budgets = budgets(&said.fit, devices, &mut notices)?;
-    let fitter = Fitter { wishes, model, devices, options, budgets };
+    let given = given(&said.fit, devices, &mut notices)?;
+    let mut fitter =
+        Fitter { wishes, model, devices, options, budgets: vec![None; devices.len()], main: None };
+    if said.fit.on {
+        fitter.main = main_memory(devices, &given);
+        fitter.budgets = budgets(given, devices, &mut notices);
+    }
     let all = wishes.gpu_layers.unwrap_or(wishes.layers + 1);
     let everything = fitter.share(all, all, usize::MAX);
     let plans = fitter.plan(&everything)?;
-    if fitter.short(&plans).next().is_none() {
+    if fitter.shortage(said, &plans).is_none() {
         return Ok(Placed { plans, notices });
     }
     let share = fitter.fill()?;
     let plans = fitter.plan(&share)?;
-    let names = devices.names();
-    let short = fitter.short(&plans).map(|(device, needs, budget)| (names[device].clone(), needs, budget));
-    let short: Vec<_> = short.collect();
-    if !short.is_empty() {
-        return Err(Error::Shortage(Shortage { devices: short }));
+    if let Some(shortage) = fitter.shortage(said, &plans) {
+        return Err(Error::Shortage(shortage));
     }
     notices.push(fitter.moved(&everything, &share));
     Ok(Placed { plans, notices })
 }
 
-/// Bytes that may be used on each device; `None`: no limit.
-fn budgets(fit: &Fit, devices: &Devices, notices: &mut Vec<String>) -> Result<Vec<Option<u64>>, Error> {
-    let mut budgets = vec![None; devices.len()];
+/// The bytes that were given for each device.
+fn given(fit: &Fit, devices: &Devices, notices: &mut Vec<String>) -> Result<Vec<Option<u64>>, Error> {
+    let mut given = vec![None; devices.len()];
     for (name, bytes) in &fit.budgets {
-        budgets[device_called("fit", name, devices)?] = Some(*bytes);
+        given[device_called("fit", name, devices)?] = Some(*bytes);
     }
-    if !fit.on {
-        return Ok(vec![None; devices.len()]);
-    }
+    // Each device alone, and those that share a memory together.
+    let named = (0..devices.len()).filter(|&index| given[index].is_some());
+    let sets = named.flat_map(|index| {
+        let together: Vec<DeviceIndex> =
+            sharing(devices, index).filter(|&device| given[device].is_some()).collect();
+        let first = together.len() > 1 && together[0] == index;
+        [vec![index]].into_iter().chain(first.then_some(together))
+    });
     let names = devices.names();
-    for (index, name) in names.iter().enumerate().take(devices.host()) {
-        if budgets[index].is_some() {
-            continue;
+    for set in sets {
+        let most = |of: fn(&DeviceInfo) -> u64| set.iter().map(|&device| of(devices[device].info())).max();
+        let (total, free) = (most(|info| info.memory_total), most(|info| info.memory_free));
+        let (bytes, name) = (sum_of(&given, &set), joined(&names, &set));
+        // Zero is what a device has that does not tell.
+        if let Some(total) = total.filter(|&total| total > 0 && bytes > total) {
+            let expected = format!("at most the {} ({total} bytes) of {name}", human(total));
+            return Err(Error::Option {
+                option: "fit",
+                expected,
+                found: format!("{} ({bytes} bytes)", human(bytes)),
+            });
         }
-        let Some(free) = free_memory(devices, index) else {
+        if let Some(free) = free.filter(|&free| fit.on && free > 0 && bytes > free) {
+            let [bytes, free] = [bytes, free].map(human);
+            notices.push(format!("{name}: {bytes} may be used, but only {free} are free now"));
+        }
+    }
+    Ok(given)
+}
+
+/// Bytes that may be used on each device; `None`: no limit.
+fn budgets(given: Vec<Option<u64>>, devices: &Devices, notices: &mut Vec<String>) -> Vec<Option<u64>> {
+    let names = devices.names();
+    let mut budgets = given.clone();
+    for index in (0..devices.host()).filter(|index| given[*index].is_none()) {
+        let name = &names[index];
+        let Some(free) = free_memory(devices, &given, index) else {
             notices.push(format!("{name} does not tell its free memory, and gets all that is wanted"));
             continue;
         };
@@ -113,7 +180,44 @@ fn budgets(fit: &Fit, devices: &Devices, notices: &mut Vec<String>) -> Result<Ve
         budgets[index] = Some(free - margin);
         notices.push(format!("{name}: {} free, of which {} are kept back", human(free), human(margin)));
     }
-    Ok(budgets)
+    budgets
+}
+
+/// An accelerator's part of the free memory, where it tells: equal parts of what is not given to others, if several
+/// share it.
+fn free_memory(devices: &Devices, given: &[Option<u64>], index: DeviceIndex) -> Option<u64> {
+    let free = Some(devices[index].info().memory_free).filter(|&free| free > 0)?;
+    let sharing: Vec<DeviceIndex> = sharing(devices, index).collect();
+    let open = sharing.iter().filter(|&&device| device != devices.host() && given[device].is_none()).count();
+    Some(free.saturating_sub(sum_of(given, &sharing)) / open.max(1) as u64)
+}
+
+/// The processors, and what may be used of main memory in all: where accelerators are among them, the host's needs
+/// come out of the same memory.
+fn main_memory(devices: &Devices, given: &[Option<u64>]) -> Option<(Vec<DeviceIndex>, u64)> {
+    let sharing: Vec<DeviceIndex> = sharing(devices, devices.host()).collect();
+    let free = devices[devices.host()].info().memory_free;
+    let bytes = (free - margin(free)).max(sum_of(given, &sharing));
+    (sharing.len() > 1 && free > 0).then_some((sharing, bytes))
+}
+
+/// The devices that have one memory with this one, itself among them: it may have been opened more than once, and
+/// processors work in main memory.
+fn sharing(devices: &Devices, index: DeviceIndex) -> impl Iterator<Item = DeviceIndex> {
+    let this = devices[index].info();
+    let one = |other: &DeviceInfo| {
+        other.name == this.name || this.kind == DeviceKind::Cpu && other.kind == DeviceKind::Cpu
+    };
+    devices.iter().enumerate().filter(move |(_, device)| one(device.info())).map(|(index, _)| index)
+}
+
+fn sum_of(given: &[Option<u64>], devices: &[DeviceIndex]) -> u64 {
+    devices.iter().filter_map(|&device| given[device]).fold(0, u64::saturating_add)
+}
+
+fn joined(names: &[String], devices: &[DeviceIndex]) -> String {
+    let names: Vec<&str> = devices.iter().map(|&device| names[device].as_str()).collect();
+    names.join(" + ")
 }
 
 struct Fitter<'a> {
@@ -121,7 +225,10 @@ struct Fitter<'a> {
     model: &'a Model,
     devices: &'a Devices,
     options: &'a Options,
+    /// Bytes that may be used on each device; `None`: no limit.
     budgets: Vec<Option<u64>>,
+    /// Devices that share main memory with the host, and what they may use together.
+    main: Option<(Vec<DeviceIndex>, u64)>,
 }
 
 impl Fitter<'_> {
@@ -137,15 +244,39 @@ impl Fitter<'_> {
         })
     }
 
+    /// Who has too little for the plans, if anybody.
+    fn shortage(&self, said: &PlacementOptions, plans: &Plans) -> Option<Shortage> {
+        let (names, host) = (self.devices.names(), self.wishes.host);
+        let mut short: Vec<Short> = Vec::new();
+        for (device, needs, budget) in self.short(plans) {
+            let advice = advice(said, device == host, host == 0);
+            short.push(Short { device: names[device].clone(), needs, budget, advice });
+        }
+        if let Some((sharing, budget)) = &self.main {
+            let needs = plans.needs();
+            let needs = sharing.iter().fold(Needs::default(), |sum, &device| Needs {
+                weights: sum.weights + needs[device].weights,
+                states: sum.states + needs[device].states,
+                scratch: sum.scratch + needs[device].scratch,
+            });
+            if needs.total() > *budget {
+                let advice = advice(said, true, sharing.len() == self.devices.len());
+                short.push(Short { device: joined(&names, sharing), needs, budget: *budget, advice });
+            }
+        }
+        (!short.is_empty()).then_some(Shortage { devices: short })
+    }
+
     fn fits(&self, share: &Share) -> Result<bool, Error> {
-        // What the host lacks, no accelerator has too much of.
+        // What the host lacks, no accelerator has too much of; nor is main memory less full for it.
         Ok(self.short(&self.plan(share)?).all(|(device, ..)| device == self.wishes.host))
     }
 
     /// The last `layers` on accelerators, in proportion to their memory.
     fn share(&self, layers: usize, caches: usize, experts: usize) -> Share {
         let accelerators = self.wishes.host;
-        let memory = |device: usize| self.budgets[device].or_else(|| free_memory(self.devices, device));
+        let memory =
+            |device: usize| self.budgets[device].or_else(|| free_memory(self.devices, &self.budgets, device));
         let known: Option<Vec<u64>> = (0..accelerators).map(memory).collect();
         let parts: Vec<f64> = match known {
             Some(bytes) if bytes.iter().any(|&bytes| bytes > 0) => {

@@ -30,7 +30,7 @@
 mod fit;
 mod resolve;
 
-pub use fit::{Fit, Shortage};
+pub use fit::{Fit, Short, Shortage};
 
 use crate::{Error, Model, Options, Plans};
 use graph::{Absorb, Devices};

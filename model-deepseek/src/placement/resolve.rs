@@ -227,10 +227,3 @@ pub(super) fn device_called(
         found: format!("`{name}`"),
     })
 }
-
-/// Free memory, where a device tells: a part of it, if it was opened more than once.
-pub(super) fn free_memory(devices: &Devices, index: DeviceIndex) -> Option<u64> {
-    let info = devices[index].info();
-    let opened = devices.iter().filter(|device| device.info().name == info.name).count() as u64;
-    Some(info.memory_free / opened).filter(|&free| free > 0)
-}

@@ -100,7 +100,7 @@ fn what_is_planned_is_what_is_allocated() {
         for (tenths, said) in (1..=10).flat_map(|tenths| {
             let said = PlacementOptions::default();
             let caches = PlacementOptions { host_caches: true, ..said.clone() };
-            let overrides = vec![Override { pattern: "attn_output".to_owned(), device: "cpu".to_owned() }];
+            let overrides = vec![Override::new("attn_output", "cpu")];
             [(tenths, said.clone()), (tenths, caches), (tenths, PlacementOptions { overrides, ..said })]
         }) {
             let budget = all * tenths / 10;
@@ -173,9 +173,7 @@ fn what_was_said_is_a_constraint() {
     assert!(placed.notices.iter().any(|notice| notice.contains("experts")), "{:?}", placed.notices);
 
     // An override holds, and something else makes room for it.
-    let exps = |device: &str| {
-        vec![Override { pattern: r"blk\.1\.ffn_.*_exps".to_owned(), device: device.to_owned() }]
-    };
+    let exps = |device: &str| vec![Override::new(r"blk\.1\.ffn_.*_exps", device)];
     let said = PlacementOptions {
         overrides: exps("gpu"),
         fit: into_bytes(all * 6 / 10),
@@ -200,7 +198,7 @@ fn what_cannot_fit_says_so() {
     let (devices, _) = counted();
     let said = PlacementOptions {
         gpu_layers: Some(GpuLayers::All),
-        overrides: vec![Override { pattern: "exps".to_owned(), device: "GPU".to_owned() }],
+        overrides: vec![Override::new("exps", "GPU")],
         fit: into_bytes(1 << 20),
         ..PlacementOptions::default()
     };
@@ -326,7 +324,7 @@ fn who_has_no_room_says_for_what_and_what_would_help() {
     let everything = PlacementOptions::default();
     let experts = PlacementOptions {
         gpu_layers: Some(GpuLayers::Last(0)),
-        overrides: vec![Override { pattern: "exps".to_owned(), device: "small".to_owned() }],
+        overrides: vec![Override::new("exps", "small")],
         ..PlacementOptions::default()
     };
     let needs = {
@@ -425,12 +423,18 @@ fn mistakes_name_the_option() {
     let model = open(&embedded());
     let (devices, _) = counted();
     let said = PlacementOptions::default;
-    let entry =
-        |pattern: &str, device: &str| Override { pattern: pattern.to_owned(), device: device.to_owned() };
+    let entry = |pattern: &str, device: &str| Override::new(pattern, device);
     let cases = [
         (
             PlacementOptions { overrides: vec![entry("exps(", "gpu")], ..said() },
             ["override-tensor", "regular expression"],
+        ),
+        (
+            PlacementOptions {
+                overrides: vec![Override { option: "VARIABLE", ..entry("nowhere", "gpu") }],
+                ..said()
+            },
+            ["VARIABLE: expected a pattern", "`nowhere`, which matches none"],
         ),
         (
             PlacementOptions { overrides: vec![entry("exps", "tpu")], ..said() },

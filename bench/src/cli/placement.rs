@@ -14,8 +14,9 @@ use std::{env, ffi::OsString, ops::Range, str::FromStr};
 #[command(next_help_heading = "Placement")]
 pub struct PlacementArgs {
     /// Layers on accelerators, the last ones, with their caches; the output counts as one, the embedding is always on
-    /// the host. A constraint for --fit. Also LLAMA_ARG_N_GPU_LAYERS [short: -ngl] [default: all that fit]
-    #[arg(long, value_name = "N|all", allow_hyphen_values = true)]
+    /// the host. A constraint for --fit, unless `auto` (or -1) leaves it to that. Also LLAMA_ARG_N_GPU_LAYERS
+    /// [short: -ngl] [default: auto]
+    #[arg(long, value_name = "N|all|auto", allow_hyphen_values = true)]
     pub n_gpu_layers: Option<LayerCount>,
     /// Tensors on a device: those in whose GGUF name the regular expression is found (repeatable, or with commas
     /// between; the first that matches counts; one that matches nothing is an error). Unlike in llama.cpp, the weights beside a cache
@@ -57,9 +58,9 @@ pub struct PlacementArgs {
     pub fit: Vec<FitArg>,
 }
 
-/// `N` or `all`.
+/// `N`, `all`, or what says as much as nothing: `auto`, `-1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LayerCount(GpuLayers);
+pub struct LayerCount(Option<GpuLayers>);
 
 /// `REGEX=DEVICE`, or several with commas between.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,10 +105,11 @@ impl FromStr for LayerCount {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "all" => Ok(LayerCount(GpuLayers::All)),
+            "all" => Ok(LayerCount(Some(GpuLayers::All))),
+            "auto" | "-1" => Ok(LayerCount(None)),
             _ => match text.parse() {
-                Ok(n) => Ok(LayerCount(GpuLayers::Last(n))),
-                Err(_) => Err(format!("expected a number of layers or `all`, found `{text}`")),
+                Ok(n) => Ok(LayerCount(Some(GpuLayers::Last(n)))),
+                Err(_) => Err(format!("expected a number of layers, `all` or `auto`, found `{text}`")),
             },
         }
     }
@@ -128,8 +130,7 @@ impl FromStr for OverrideArg {
             entry.push_str(piece);
             let whole = entry.strip_suffix(',').unwrap_or(&entry);
             if let Some((pattern, device)) = whole.rsplit_once('=') {
-                overrides
-                    .push(Override { pattern: part(pattern, "REGEX")?, device: part(device, "DEVICE")? });
+                overrides.push(Override::new(part(pattern, "REGEX")?, part(device, "DEVICE")?));
                 entry.clear();
             }
         }
@@ -209,16 +210,17 @@ impl PlacementArgs {
             let parsed = text.to_string_lossy().parse();
             parsed.map(Some).map_err(|error| format!("environment variable {name}: {error}").into())
         }
-        // llama.cpp's words for what is the default here.
-        let wanted = |text: &OsString| text != "auto" && text != "-1";
-        let read = |name| (name, get(name).filter(wanted));
-        let (layers, overrides) = (read("LLAMA_ARG_N_GPU_LAYERS"), read("LLAMA_ARG_OVERRIDE_TENSOR"));
-        let experts = read("LLAMA_ARG_N_CPU_MOE");
+        let [layers, overrides, experts] =
+            ["LLAMA_ARG_N_GPU_LAYERS", "LLAMA_ARG_OVERRIDE_TENSOR", "LLAMA_ARG_N_CPU_MOE"];
+        let mut override_tensor: Vec<OverrideArg> = value(overrides, get(overrides))?.into_iter().collect();
+        for entry in override_tensor.iter_mut().flat_map(|OverrideArg(entries)| entries) {
+            entry.option = overrides;
+        }
         Ok(PlacementArgs {
-            n_gpu_layers: value(layers.0, layers.1)?,
-            override_tensor: value(overrides.0, overrides.1)?.into_iter().collect(),
+            n_gpu_layers: value(layers, get(layers))?,
+            override_tensor,
             cpu_moe: get("LLAMA_ARG_CPU_MOE").is_some(),
-            n_cpu_moe: value(experts.0, experts.1)?,
+            n_cpu_moe: value(experts, get(experts))?,
             no_kv_offload: get("LLAMA_ARG_NO_KV_OFFLOAD").is_some(),
             ..PlacementArgs::default()
         })
@@ -238,7 +240,7 @@ impl PlacementArgs {
             }
         }
         PlacementOptions {
-            gpu_layers: args.n_gpu_layers.map(|LayerCount(layers)| layers),
+            gpu_layers: args.n_gpu_layers.and_then(|LayerCount(layers)| layers),
             overrides: args.override_tensor.into_iter().flat_map(|OverrideArg(entries)| entries).collect(),
             cpu_moe: args.cpu_moe,
             cpu_moe_layers: args.n_cpu_moe.unwrap_or(0),
@@ -261,7 +263,8 @@ impl PlacementArgs {
     }
 }
 
-/// llama.cpp's short names, which have several letters after one dash, as clap knows them.
+/// llama.cpp's short names, which have several letters after one dash, as clap knows them; with `=`, too. The word
+/// after an option that takes any text is that text.
 pub(super) fn long_names(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     const SHORT: [(&str, &str); 5] = [
         ("-ngl", "--n-gpu-layers"),
@@ -270,9 +273,17 @@ pub(super) fn long_names(args: impl Iterator<Item = OsString>) -> impl Iterator<
         ("-ncmoe", "--n-cpu-moe"),
         ("-nkvo", "--no-kv-offload"),
     ];
-    args.map(|arg| {
-        let long = SHORT.iter().find(|(short, _)| arg == *short);
-        long.map_or(arg, |(_, long)| OsString::from(long))
+    const TEXTS: [&str; 2] = ["--prompt", "--text"];
+    let mut is_text = false;
+    args.map(move |arg| {
+        if std::mem::replace(&mut is_text, TEXTS.iter().any(|option| arg == *option)) {
+            return arg;
+        }
+        let long = |(short, long): &(&str, &str)| {
+            let rest = arg.to_str()?.strip_prefix(short)?;
+            (rest.is_empty() || rest.starts_with('=')).then(|| OsString::from(format!("{long}{rest}")))
+        };
+        SHORT.iter().find_map(long).unwrap_or(arg)
     })
 }
 
@@ -304,10 +315,49 @@ mod tests {
         let options = resolved(long);
         assert_eq!(options, resolved(short));
         assert_eq!(options.gpu_layers, Some(GpuLayers::Last(3)));
-        let entry = Override { pattern: "a=b".to_owned(), device: "gpu".to_owned() };
-        assert_eq!(options.overrides, [entry], "the last `=` separates");
+        assert_eq!(options.overrides, [Override::new("a=b", "gpu")], "the last `=` separates");
         assert!(options.cpu_moe && options.host_caches);
         assert_eq!(options.cpu_moe_layers, 2);
+        assert_eq!(options, resolved("-ngl=3 -ot=a=b=gpu -cmoe -ncmoe=2 -nkvo"));
+    }
+
+    #[test]
+    fn text_is_not_an_option() {
+        let words = |line: &str| -> Vec<String> {
+            let words = line.split_whitespace().map(OsString::from);
+            long_names(words).map(|word| word.into_string().expect("UTF-8")).collect()
+        };
+        assert_eq!(words("--prompt -ngl -ngl 3"), ["--prompt", "-ngl", "--n-gpu-layers", "3"]);
+        assert_eq!(words("--text -ot=a=b -otx"), ["--text", "-ot=a=b", "-otx"]);
+    }
+
+    #[test]
+    fn layers_are_said_alike_everywhere() {
+        let cases = [
+            ("auto", None),
+            ("-1", None),
+            ("all", Some(GpuLayers::All)),
+            ("0", Some(GpuLayers::Last(0))),
+            ("99", Some(GpuLayers::Last(99))),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(resolved(&format!("-ngl {text}")).gpu_layers, expected, "{text}");
+            let variable = |name: &str| (name == "LLAMA_ARG_N_GPU_LAYERS").then(|| OsString::from(text));
+            let environment = PlacementArgs::from_variables(variable).expect(text);
+            let nothing = || Rates { bus: 1.0, memory: vec![] };
+            assert_eq!(environment.resolve(nothing).gpu_layers, expected, "{text}");
+            // What was typed goes first, also where it leaves the layers open.
+            let typed = parse("-ngl auto").expect("a line").over(&environment);
+            assert_eq!(typed.resolve(nothing).gpu_layers, None, "{text}");
+        }
+        for text in ["-2", "some", "1.5", "Auto"] {
+            assert!(parse(&format!("-ngl {text}")).is_err(), "{text}");
+            for name in ["LLAMA_ARG_N_GPU_LAYERS", "LLAMA_ARG_N_CPU_MOE", "LLAMA_ARG_OVERRIDE_TENSOR"] {
+                let variable = |other: &str| (other == name).then(|| OsString::from(text));
+                let error = PlacementArgs::from_variables(variable).expect_err(text).to_string();
+                assert!(error.starts_with(&format!("environment variable {name}: ")), "{error}");
+            }
+        }
     }
 
     #[test]
@@ -337,8 +387,10 @@ mod tests {
     #[test]
     fn mistakes_are_told() {
         let cases = [
-            ("--n-gpu-layers some", "a number of layers or `all`"),
-            ("-ngl -1", "found `-1`"),
+            ("--n-gpu-layers some", "a number of layers, `all` or `auto`"),
+            ("-ngl -2", "found `-2`"),
+            ("-ngl=x", "found `x`"),
+            ("-nkvo=1", "--no-kv-offload"),
             ("-ot exps", "REGEX=DEVICE"),
             ("-ot =cpu", "found no REGEX"),
             ("-ot exps=", "found no DEVICE"),
@@ -373,7 +425,7 @@ mod tests {
         let environment = PlacementArgs::from_variables(variables).expect("good values");
         assert!(environment.cpu_moe && environment.no_kv_offload, "by presence");
         let args = parse("-ngl 2 -ot norm=gpu").expect("a line").over(&environment);
-        assert_eq!(args.n_gpu_layers, Some(LayerCount(GpuLayers::Last(2))));
+        assert_eq!(args.n_gpu_layers, Some(LayerCount(Some(GpuLayers::Last(2)))));
         assert_eq!(args.n_cpu_moe, Some(5));
         let said = args.resolve(|| Rates { bus: 1.0, memory: vec![] });
         let entries: Vec<(&str, &str)> =
@@ -383,6 +435,8 @@ mod tests {
             [("norm", "gpu"), (r"blk\.\d{1,2}\.x", "CPU"), ("exps", "cpu")],
             "what was typed comes first"
         );
+        let options: Vec<&str> = said.overrides.iter().map(|entry| entry.option).collect();
+        assert_eq!(options, ["override-tensor", "LLAMA_ARG_OVERRIDE_TENSOR", "LLAMA_ARG_OVERRIDE_TENSOR"]);
         let bad = |name: &str| (name == "LLAMA_ARG_N_GPU_LAYERS").then(|| OsString::from("many"));
         let error = PlacementArgs::from_variables(bad).expect_err("no number").to_string();
         assert!(error.contains("LLAMA_ARG_N_GPU_LAYERS") && error.contains("`many`"), "{error}");

@@ -54,6 +54,15 @@ pub struct Override {
     pub pattern: String,
     /// The device's name, in any case.
     pub device: String,
+    /// What errors call it by: the option, or whatever else it was read from.
+    pub option: &'static str,
+}
+
+impl Override {
+    /// As the option `override-tensor` has it.
+    pub fn new(pattern: impl Into<String>, device: impl Into<String>) -> Self {
+        Override { pattern: pattern.into(), device: device.into(), option: "override-tensor" }
+    }
 }
 
 /// What was said about placement. The default says nothing: everything on accelerators if there are any, as far as

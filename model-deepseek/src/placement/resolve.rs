@@ -96,7 +96,10 @@ impl Wishes {
         });
         let mut notices = Vec::new();
         if host == 0 && gpu_layers.replace(0).is_some_and(|n| n > 0) {
-            notices.push("n-gpu-layers: there is no accelerator, and all layers are on the host".to_owned());
+            notices.push(
+                "layers were wanted on accelerators: there is no accelerator, and all are on the host"
+                    .to_owned(),
+            );
         }
         let base = Placement {
             absorb: said.absorb.clone(),
@@ -146,15 +149,14 @@ fn overridden(
     names: &[&str],
     devices: &Devices,
 ) -> Result<BTreeMap<String, DeviceIndex>, Error> {
-    const OPTION: &str = "override-tensor";
     let mut weights = BTreeMap::new();
     for entry in &said.overrides {
         let pattern = Regex::new(&entry.pattern).map_err(|error| Error::Option {
-            option: OPTION,
+            option: entry.option,
             expected: "a regular expression".to_owned(),
             found: format!("`{}` ({})", entry.pattern, in_one_line(&error)),
         })?;
-        let device = device_called(OPTION, &entry.device, devices)?;
+        let device = device_called(entry.option, &entry.device, devices)?;
         let mut matched = false;
         let is_meant = |name: &&&str| {
             let other = other_name(name, names);
@@ -166,7 +168,7 @@ fn overridden(
         }
         if !matched {
             return Err(Error::Option {
-                option: OPTION,
+                option: entry.option,
                 expected: "a pattern that a tensor's name matches, such as `ffn_up_exps`".to_owned(),
                 found: format!("`{}`, which matches none of {}", entry.pattern, names.len()),
             });

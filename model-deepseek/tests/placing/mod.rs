@@ -29,10 +29,8 @@ pub fn random_options(random: &mut Random, devices: &Devices, layers: usize) -> 
     ];
     let names = devices.names();
     let device = |random: &mut Random| names[random.below(names.len())].clone();
-    let overrides = (0..random.below(4)).map(|_| Override {
-        pattern: PATTERNS[random.below(PATTERNS.len())].to_owned(),
-        device: device(random),
-    });
+    let overrides =
+        (0..random.below(4)).map(|_| Override::new(PATTERNS[random.below(PATTERNS.len())], device(random)));
     let overrides = overrides.collect();
     let cache_layers = (0..random.below(3)).map(|_| {
         let first = random.below(layers);

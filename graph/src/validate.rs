@@ -4,8 +4,9 @@
 use crate::{
     assign::{Assignment, Facts, Reason, Rules},
     devices::DeviceIndex,
-    graph::{NodeIndex, StorageIndex, StorageKind},
+    graph::{NodeIndex, Part, Region, StorageIndex, StorageKind},
     memory::{ALIGNMENT, Content, Memory, Slot},
+    placement::Absorb,
     plan::Plan,
     split::Split,
     transfer::Transfer,
@@ -83,7 +84,8 @@ fn storage_kind(facts: &Facts, storage: StorageIndex) -> StorageKind {
 }
 
 /// Between stages: owners are devices; with the check on, whoever touches a state is with it as soon as anything is
-/// owned, and no stage after the claims takes a node of a region from its state's owner for a neighbour's sake.
+/// owned, and no stage after the claims takes a node of a region from its state's owner for a neighbour's sake, nor
+/// for that of a weight that nobody placed, unless edges stay with their layers.
 ///
 /// # Errors
 /// The first violation.
@@ -91,24 +93,50 @@ pub fn draft(facts: &Facts, rules: &Rules, owners: &[Option<DeviceIndex>], reaso
     for (index, node) in facts.nodes.iter().enumerate() {
         let Some(owner) = owners[index] else { continue };
         check(owner < facts.devices, || format!("node {index} is on device {owner}"))?;
-        let touches =
-            |state| node.reads.iter().any(|read| read.storage == state) || node.writes.contains(&state);
         if let Some(region) = node.region
             && rules.ownership_check
         {
-            let home = facts.storages[region.state].home;
-            let free = matches!(reasons[index], Reason::Pinned(_) | Reason::FollowsWeight(_));
-            let must = touches(region.state) || !free;
-            check(!must || home == Some(owner), || {
-                format!("node {index} is not with state {}", region.state)
+            check(is_claimed(facts, rules, index, region, owner, reasons[index]), || {
+                format!("node {index} is not with its state {}", region.state)
             })?;
         }
     }
     Ok(())
 }
 
+/// Whether a node of a region is with its state; or, as its edge, with its weight, where the user placed that or the
+/// rules leave edges with their layers.
+fn is_claimed(
+    facts: &Facts,
+    rules: &Rules,
+    index: NodeIndex,
+    region: Region,
+    owner: DeviceIndex,
+    reason: Reason,
+) -> bool {
+    let node = &facts.nodes[index];
+    let reads = |storage| node.reads.iter().any(|read| read.storage == storage);
+    if facts.storages[region.state].home == Some(owner) {
+        return true;
+    }
+    if region.part == Part::Core || reads(region.state) || node.writes.contains(&region.state) {
+        return false;
+    }
+    let with = |weight: StorageIndex| {
+        let is_weight = reads(weight) && storage_kind(facts, weight) == StorageKind::Weight;
+        let home = || facts.storages[weight].home.or(node.home).unwrap_or(facts.host());
+        is_weight && home() == owner
+    };
+    match reason {
+        Reason::Pinned(weight) => with(weight) && facts.storages[weight].placed_by_user,
+        Reason::FollowsWeight(weight) => with(weight) && rules.absorb != Absorb::Owner,
+        _ => false,
+    }
+}
+
 /// Each node is owned once, by a device that can run it; with the check on, regions are at their state's owner
-/// unless a weight the user placed, or a reported fall-back, says otherwise; stores are always.
+/// unless a reported fall-back says otherwise, or (for edges) a weight: one that the user placed, or any where edges
+/// stay with their layers; stores are always.
 ///
 /// # Errors
 /// The first violation.
@@ -140,10 +168,10 @@ pub fn owners(facts: &Facts, rules: &Rules, assignment: &Assignment) -> Checked 
         if rules.ownership_check
             && fell.is_none()
             && let Some(region) = node.region
-            && region.part == crate::graph::Part::Core
         {
-            let home = facts.storages[region.state].home;
-            check(home == Some(owner), || format!("node {index} is not with its state {}", region.state))?;
+            check(is_claimed(facts, rules, index, region, owner, reasons[index]), || {
+                format!("node {index} is not with its state {}", region.state)
+            })?;
         }
     }
     Ok(())

@@ -5,23 +5,37 @@
 mod model;
 
 use backend_api::{Capacity, NullDevice};
-use graph::{Content, Devices, Memory, Placement, Plan, StorageKind, validate};
+use graph::{Absorb, Content, Devices, Memory, Placement, Plan, Reason, StorageKind, validate};
 use model::SMALL;
 use std::sync::Arc;
 
 /// A plan with caches in main memory and all else on an accelerator.
 fn valid() -> Plan {
+    planned(|_| ())
+}
+
+/// The same with other wishes.
+fn planned(wish: impl FnOnce(&mut Placement)) -> Plan {
     let graph = model::build(&SMALL).expect("a graph");
     let device = |name| Arc::new(NullDevice::new(name, 1 << 30));
     let devices = Devices::new(vec![device("gpu"), device("cpu")]);
     let states = graph.storages_of(StorageKind::State).map(|(_, state)| (state.name.clone(), 1)).collect();
-    let placement = Placement { states, ..Placement::all_on(0, SMALL.layers + 1) };
+    let mut placement = Placement { states, ..Placement::all_on(0, SMALL.layers + 1) };
+    wish(&mut placement);
     let capacity = Capacity { rows: 4, outputs: 1, kv_len: SMALL.capacity };
     Plan::new(&graph, &placement, &devices, capacity).expect("a plan")
 }
 
 fn node(plan: &Plan, name: &str) -> usize {
     plan.graph().nodes().iter().position(|node| node.name == name).expect("a node")
+}
+
+/// The edge of the first layer's region, and the weight that it reads.
+fn read_by_edge(plan: &Plan, name: &str) -> (usize, usize) {
+    let edge = node(plan, &format!("blk.0.{name}"));
+    let mut read = plan.facts().nodes[edge].reads.iter().map(|read| read.storage);
+    let weight = read.find(|&storage| plan.facts().storages[storage].kind == StorageKind::Weight);
+    (edge, weight.expect("a weight"))
 }
 
 /// Two slots of one device that live at the same time.
@@ -53,6 +67,13 @@ fn a_spoilt_plan_is_found() {
             |p| {
                 let attention = node(p, "blk.0.attention");
                 p.owners[attention] = 0;
+            },
+            "is not with its state",
+        ),
+        (
+            |p| {
+                let (edge, weight) = read_by_edge(p, "v_absorb");
+                (p.owners[edge], p.reasons[edge]) = (0, Reason::FollowsWeight(weight));
             },
             "is not with its state",
         ),
@@ -124,6 +145,37 @@ fn a_spoilt_plan_is_found() {
         let error = validate::plan(&plan).expect_err(expected).to_string();
         assert!(error.contains(expected), "spoil {index}: expected `{expected}`, found `{error}`");
     }
+}
+
+/// The edge of a region may be away from its state where `absorb` or the user says so: with its weight, and nowhere else.
+#[test]
+fn an_edge_is_where_it_may_be() {
+    let owners = |plan: &Plan, rules: &graph::assign::Rules| {
+        let assignment = graph::assign::Assignment {
+            owners: plan.owners.clone(),
+            reasons: plan.reasons.clone(),
+            fall_backs: Vec::new(),
+        };
+        validate::owners(plan.facts(), rules, &assignment)
+    };
+    let layer = planned(|placement| placement.absorb = Absorb::Layer);
+    let (edge, weight) = read_by_edge(&layer, "q_absorb");
+    assert_eq!((layer.owners[edge], layer.reasons[edge]), (0, Reason::FollowsWeight(weight)));
+    assert_eq!(validate::plan(&layer), Ok(()));
+    assert!(owners(&layer, &valid().placement().rules()).is_err(), "edges were to be with their states");
+    // A neighbour is no weight, and the state no weight either.
+    let region = layer.graph().nodes()[edge].region.expect("a region");
+    for reason in [Reason::ExpandedUp(edge), Reason::FewerBytes, Reason::FollowsWeight(region.state)] {
+        let mut plan = layer.clone();
+        plan.reasons[edge] = reason;
+        assert!(owners(&plan, &plan.placement().rules()).is_err(), "{reason:?}");
+    }
+    let user = planned(|placement| placement.weights = [("blk.0.attn_k_b.weight".to_owned(), 0)].into());
+    assert_eq!((user.owners[edge], user.reasons[edge]), (0, Reason::Pinned(weight)));
+    assert_eq!(validate::plan(&user), Ok(()));
+    let mut spoilt = layer.clone();
+    spoilt.reasons[edge] = Reason::Pinned(weight);
+    assert!(owners(&spoilt, &spoilt.placement().rules()).is_err(), "the user placed nothing");
 }
 
 /// C5: a state that crosses is found, where the check is on.

@@ -39,8 +39,10 @@ const BETTER: [&str; 1] = ["V11"];
 
 #[test]
 fn no_plan_is_worse_than_the_ideal() {
-    for vector in vectors::load() {
-        let Result { assignment, splits, traffic } = plan(&vector, &RULES);
+    let all = vectors::load();
+    assert_eq!(all.len(), 24);
+    for vector in &all {
+        let Result { assignment, splits, traffic } = plan(vector, &RULES);
         let ideal = &vector.json["expect"]["ideal"];
         let (id, title) = (&vector.id, &vector.title);
         assert_eq!(traffic.state, 0, "{id} {title}: a state crosses");

@@ -34,11 +34,13 @@ fn owner(facts: &Facts, draft: &Draft, state: StorageIndex) -> DeviceIndex {
 
 /// An edge without a weight has nothing that would draw it elsewhere.
 fn goes_to_owner(facts: &Facts, absorb: &Absorb, draft: &Draft, node: NodeIndex) -> bool {
-    match absorb {
-        Absorb::Owner => true,
-        Absorb::Layer => facts.largest_weight(node, |_| true).is_none(),
-        Absorb::Auto(rates) => seconds_saved(facts, rates, draft, node) >= 0.0,
-    }
+    let has_weight = facts.largest_weight(node, |_| true).is_some();
+    !has_weight
+        || match absorb {
+            Absorb::Owner => true,
+            Absorb::Layer => false,
+            Absorb::Auto(rates) => seconds_saved(facts, rates, draft, node) >= 0.0,
+        }
 }
 
 /// Seconds per step that an edge saves at the owner of its state, compared with its layer's device.
@@ -175,6 +177,22 @@ mod tests {
         let at_owner = |absorb| claimed(&layer, absorb).owners[layer.v_absorb] == Some(CPU);
         assert!(at_owner(auto(1.0, [100.0, 10.0])), "80 s of bus against 45 s of memory");
         assert!(!at_owner(auto(1.0, [100.0, 5.0])), "80 s of bus against 95 s of memory");
+    }
+
+    /// Nothing would draw it anywhere, whatever the bus.
+    #[test]
+    fn an_edge_without_a_weight_is_at_the_owner() {
+        let mut layer = layer();
+        let Facts { nodes, storages, .. } = &mut layer.sample.0;
+        nodes[layer.v_absorb].reads.retain(|read| read.storage != layer.v_b);
+        let made = nodes[layer.v_absorb].writes[0];
+        storages[made].bytes = 1000;
+        for node in nodes {
+            node.home = Some(GPU);
+        }
+        for absorb in [Absorb::Owner, Absorb::Layer, Absorb::Auto(Rates { bus: 1.0, memory: vec![] })] {
+            assert_eq!(claimed(&layer, absorb).owners[layer.v_absorb], Some(CPU));
+        }
     }
 
     #[test]

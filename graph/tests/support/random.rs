@@ -123,6 +123,7 @@ impl Recipes {
                     region = Some(Region { state: 1 + state, part: Part::Edge });
                     weigh(&mut facts, recipe, &mut reads);
                 }
+                6 if states > 0 => region = Some(Region { state: 1 + state, part: Part::Edge }),
                 _ => {}
             }
             after.retain(|&before| before != index);

@@ -150,6 +150,28 @@ fn owners(placed: &Placed, part: &str) -> Vec<usize> {
 }
 
 #[test]
+fn what_went_to_the_host_is_told() {
+    let model = open(&embedded());
+    let (devices, _) = counted();
+    let notice = |said: PlacementOptions| {
+        let mut notices = said.place(&model, &devices, &options()).unwrap().notices;
+        assert_eq!(notices.len(), 1, "{notices:?}");
+        notices.remove(0)
+    };
+    let room = |bytes| PlacementOptions { fit: into_bytes(bytes), ..PlacementOptions::default() };
+    assert_eq!(notice(room(0)), "not everything fits: on cpu are 3 layers, the output");
+    // Layers that stay, without experts (layer 0 has none) and then without caches.
+    let no_limit =
+        PlacementOptions { fit: Fit { on: false, ..into_bytes(0) }, ..PlacementOptions::default() };
+    let needs = gpu_needs(&no_limit.place(&model, &devices, &options()).unwrap());
+    assert_eq!(notice(room(needs.total() - 1)), "not everything fits: on cpu are the experts of 1 layer");
+    let said = |bytes| PlacementOptions { gpu_layers: Some(GpuLayers::All), cpu_moe: true, ..room(bytes) };
+    let no_limit = PlacementOptions { fit: Fit { on: false, ..into_bytes(0) }, ..said(0) };
+    let needs = gpu_needs(&no_limit.place(&model, &devices, &options()).unwrap());
+    assert_eq!(notice(said(needs.total() - 1)), "not everything fits: on cpu are the caches of 1 layer");
+}
+
+#[test]
 fn what_was_said_is_a_constraint() {
     let model = open(&embedded());
     let (devices, _) = counted();
@@ -374,6 +396,8 @@ fn several_accelerators_share_in_proportion() {
         let placed = tight(big, small).place(&model, &devices, &options()).unwrap();
         let needs = placed.plans.needs();
         assert!(needs[0].total() <= big && needs[1].total() <= small, "{needs:?} of {big} and {small}");
+        let nothing = |notice: &String| notice.starts_with("not everything") && notice.ends_with("are ");
+        assert!(!placed.notices.iter().any(nothing), "{:?}", placed.notices);
     }
 }
 

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{Error, Model, Options, Plans, model::layer_and_part};
 use backend_api::{DeviceInfo, DeviceKind};
-use graph::{DeviceIndex, Devices, Needs, report::human};
-use std::{collections::BTreeSet, fmt};
+use graph::{DeviceIndex, Devices, Needs, Placement, report::human};
+use std::{collections::BTreeSet, fmt, ops::Range};
 
 /// Whether, and into how much memory, things are fitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +126,7 @@ pub(super) fn place(
     if let Some(shortage) = fitter.shortage(said, &plans) {
         return Err(Error::Shortage(shortage));
     }
-    notices.push(fitter.moved(&everything, &share));
+    notices.extend(fitter.moved(&everything, &share));
     Ok(Placed { plans, notices })
 }
 
@@ -347,26 +347,31 @@ impl Fitter<'_> {
         Ok(share)
     }
 
-    /// What went to the host for want of room, in words.
-    fn moved(&self, wanted: &Share, share: &Share) -> String {
+    /// What went to the host for want of room, in words; nothing, if the accelerators share it otherwise.
+    fn moved(&self, wanted: &Share, share: &Share) -> Option<String> {
         let [wanted, found] = [wanted, share].map(|share| self.wishes.placement(share));
-        let host = self.wishes.host;
-        let on_host = |layers: &[DeviceIndex]| layers.iter().filter(|device| **device == host).count();
-        let layers = on_host(&found.layers) - on_host(&wanted.layers);
+        let (host, layers) = (self.wishes.host, self.wishes.layers);
+        let left = |range: Range<usize>| {
+            let there = |placement: &Placement| {
+                placement.layers[range.clone()].iter().filter(|device| **device == host).count()
+            };
+            there(&found).saturating_sub(there(&wanted))
+        };
+        // The output comes after the layers.
+        let (whole, output) = (left(0..layers), left(layers..layers + 1));
         let moved = found.weights.keys().filter(|name| !wanted.weights.contains_key(*name));
         let layers_of = moved.filter_map(|name| Some(layer_and_part(name)?.0));
         let experts = layers_of.collect::<BTreeSet<_>>().len();
         let caches = found.states.keys().filter(|name| !wanted.states.contains_key(*name)).count();
-        let parts = [(layers, "whole layer"), (experts, "layers' experts"), (caches, "layers' caches")];
-        let parts: Vec<String> = parts
-            .iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, what)| match *what {
-                "whole layer" if *count > 1 => format!("{count} whole layers"),
-                what => format!("{count} {what}"),
-            })
-            .collect();
-        format!("not everything fits: on {} go {}", self.devices.names()[host], parts.join(", "))
+        let parts = [(whole, ""), (experts, "the experts of "), (caches, "the caches of ")];
+        let parts = parts.into_iter().filter(|(count, _)| *count > 0);
+        let parts = parts.map(|(count, what)| match count {
+            1 => format!("{what}1 layer"),
+            _ => format!("{what}{count} layers"),
+        });
+        let parts: Vec<String> = parts.chain((output > 0).then(|| "the output".to_owned())).collect();
+        let name = &self.devices.names()[host];
+        (!parts.is_empty()).then(|| format!("not everything fits: on {name} are {}", parts.join(", ")))
     }
 }
 

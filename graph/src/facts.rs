@@ -44,6 +44,18 @@ pub(crate) fn facts(
     Ok(Facts { devices: devices.len(), storages, nodes })
 }
 
+/// The same facts with the bytes of a step.
+pub(crate) fn in_step(facts: &Facts, graph: &Graph, step: &Step) -> Facts {
+    let mut facts = facts.clone();
+    for (storage, known) in facts.storages.iter_mut().zip(graph.storages()) {
+        storage.bytes = known.desc.span_bytes(step) as u64;
+    }
+    for read in facts.nodes.iter_mut().flat_map(|node| &mut node.reads) {
+        read.bytes = read.span.bytes(step) as u64;
+    }
+    facts
+}
+
 fn nodes(
     graph: &Graph,
     devices: &Devices,

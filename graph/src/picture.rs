@@ -5,7 +5,7 @@ use crate::{
     assign::Reason,
     devices::DeviceIndex,
     graph::{NodeIndex, StorageKind},
-    plan::Plan,
+    plan::{Needs, Plan},
     report::{human, summary},
     split::Split,
 };
@@ -23,12 +23,13 @@ const CHARACTERS: usize = 72;
 /// Lines of a box before it says that there are more.
 const LINES: usize = 14;
 
-/// The picture of a plan, with the bytes of one step, as SVG.
-pub fn svg(plan: &Plan, step: &Step) -> String {
+/// The picture of a plan, with the bytes of one step, as SVG. `needs` is what each device must have:
+/// [`Plan::needs`], or what several plans need together.
+pub fn svg(plan: &Plan, step: &Step, needs: &[Needs]) -> String {
     let columns = columns(plan);
     let mut canvas = Canvas { body: String::new(), y: 20, columns };
     canvas.text(20, "title", &summary(plan, step));
-    canvas.devices(plan);
+    canvas.devices(plan, needs);
     let scenes: Vec<Scene> = plan.splits.iter().map(|split| Scene::new(plan, split, step)).collect();
     let mut index = 0;
     while index < scenes.len() {
@@ -42,7 +43,7 @@ pub fn svg(plan: &Plan, step: &Step) -> String {
         }
         index += period * times;
     }
-    canvas.legend(plan);
+    canvas.legend(plan, step);
     canvas.finish()
 }
 
@@ -82,11 +83,9 @@ impl Scene {
         let nodes = &plan.order[split.nodes.clone()];
         let arrows = plan.transfers[split.transfers.clone()].iter().map(|transfer| {
             let storage = plan.graph().storages()[transfer.storage].name.as_str();
-            let name = match transfer.producer {
-                Some(node) if transfer.kind == StorageKind::Activation => short(plan, node),
-                Some(node) => without_layer(storage, plan.graph().nodes()[node].layer),
-                None => storage,
-            };
+            // The value's name and not the node's, which may make several.
+            let layer = transfer.producer.and_then(|node| plan.graph().nodes()[node].layer);
+            let name = without_layer(storage, layer);
             let bytes = human(transfer.span.bytes(step) as u64);
             Arrow {
                 from: transfer.from,
@@ -217,9 +216,8 @@ impl Canvas {
         self.put(format_args!("<text class=\"{class}\" x=\"{x}\" y=\"{y}\">{}</text>", escape(text)));
     }
 
-    fn devices(&mut self, plan: &Plan) {
+    fn devices(&mut self, plan: &Plan, needs: &[Needs]) {
         self.y += 34;
-        let needs = plan.needs();
         for device in self.columns.keys().copied().collect::<Vec<_>>() {
             let x = self.centre(device) - BOX / 2;
             let y = self.y;
@@ -229,7 +227,7 @@ impl Canvas {
             self.y += 6;
             self.text(x + 12, "name", &plan.devices[device]);
             self.y += 19;
-            let of = needs[device];
+            let of = needs.get(device).copied().unwrap_or_default();
             let parts = [(of.weights, "weights"), (of.states, "caches"), (of.scratch, "scratch")];
             let parts: Vec<String> =
                 parts.iter().map(|(bytes, what)| format!("{} {what}", human(*bytes))).collect();
@@ -289,9 +287,9 @@ impl Canvas {
         self.y = y + 48;
     }
 
-    fn legend(&mut self, plan: &Plan) {
+    fn legend(&mut self, plan: &Plan, step: &Step) {
         self.y += 10;
-        for fall_back in &plan.fall_backs {
+        for fall_back in plan.fall_backs_in(step) {
             let node = &plan.graph().nodes()[fall_back.node].name;
             let device = &plan.devices[fall_back.runs_on];
             let bytes = human(fall_back.bytes);

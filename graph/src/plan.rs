@@ -2,9 +2,9 @@
 //! compares and serialises, and never changes while it runs.
 
 use crate::{
-    assign::{AssignError, Facts, FallBack, Reason, Rules, Traffic, assign},
+    assign::{AssignError, Facts, FallBack, Reason, Rules, Traffic, assign, recount},
     devices::{DeviceIndex, Devices},
-    facts::facts,
+    facts::{facts, in_step},
     graph::{Graph, NodeIndex, StorageIndex, StorageKind},
     memory::{Memory, memory},
     placement::Placement,
@@ -191,6 +191,14 @@ impl Plan {
             sum += Traffic::of(transfer.kind, transfer.span.bytes(step) as u64);
         }
         sum
+    }
+
+    /// The fall-backs with what they cost in a step, which may be smaller than the largest.
+    pub fn fall_backs_in(&self, step: &Step) -> Vec<FallBack> {
+        if self.fall_backs.is_empty() {
+            return Vec::new();
+        }
+        recount(&in_step(&self.facts, &self.graph, step), &self.owners, &self.fall_backs)
     }
 
     /// Bytes that each device must have.

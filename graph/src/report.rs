@@ -74,7 +74,7 @@ pub struct FallBackReport {
     pub runs_on: String,
     /// Why not where it belongs.
     pub why: String,
-    /// Bytes that cross more in the largest step.
+    /// Bytes that cross more in the step.
     pub bytes: u64,
     /// Of these, bytes of states.
     pub state_bytes: u64,
@@ -98,11 +98,11 @@ impl Report {
                 })
                 .collect(),
         });
-        let fall_backs = plan.fall_backs.iter().map(|fall_back| FallBackReport {
+        let fall_backs = plan.fall_backs_in(step).into_iter().map(|fall_back| FallBackReport {
             node: node_name(plan, fall_back.node).to_owned(),
             wanted: name(fall_back.wanted),
             runs_on: name(fall_back.runs_on),
-            why: fall_back.why.clone(),
+            why: fall_back.why,
             bytes: fall_back.bytes,
             state_bytes: fall_back.state_bytes,
         });

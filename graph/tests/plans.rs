@@ -4,8 +4,10 @@
 #[path = "support/model.rs"]
 mod model;
 
-use backend_api::{Capacity, Device, NullDevice, OpKind};
-use graph::{Devices, Graph, Placement, Plan, PlanError, Reason, StorageKind, picture, report, validate};
+use backend_api::{Capacity, Device, NullDevice, OpKind, Step};
+use graph::{
+    Devices, Graph, Needs, Placement, Plan, PlanError, Reason, Report, StorageKind, picture, report, validate,
+};
 use model::{SMALL, V3};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -175,6 +177,18 @@ fn fall_backs_are_told() {
         text.contains("fall-back: blk.0.attention runs on cpu: gpu cannot run LatentAttention"),
         "{text}"
     );
+    // A smaller step costs less; what crosses in it, for states, is what its fall-backs cost.
+    let prompt = plan(&graph, &placement, &devices, 8);
+    assert_eq!(prompt.fall_backs_in(&prompt.capacity.full_step()), prompt.fall_backs);
+    for (rows, past) in [(1, 9), (3, 0), (8, 100)] {
+        let step = Step { rows, past, outputs: 1 };
+        let report = Report::new(&prompt, &step);
+        assert_eq!(report.fall_backs[0].state_bytes, (rows + past) as u64 * row);
+        let queries = 4 * (SMALL.heads * (SMALL.latent + SMALL.rope + SMALL.latent)) as u64;
+        assert_eq!(report.fall_backs[0].bytes, report.fall_backs[0].state_bytes + rows as u64 * queries);
+        let states: u64 = report.fall_backs.iter().map(|fall_back| fall_back.state_bytes).sum();
+        assert_eq!(states, report.bytes_per_step.state);
+    }
     let strict = Placement { strict: true, ..placement.clone() };
     let error = Plan::new(&graph, &strict, &devices, capacity(1)).unwrap_err().to_string();
     assert!(error.contains("blk.0.attention must run where it belongs"), "{error}");
@@ -233,7 +247,7 @@ fn a_plan_is_a_value() {
     let json = serde_json::to_value(&one).expect("JSON");
     assert_eq!(json["splits"].as_array().map(Vec::len), Some(one.splits.len()));
     let step = one.capacity.full_step();
-    let report = serde_json::to_value(graph::Report::new(&one, &step)).expect("JSON");
+    let report = serde_json::to_value(Report::new(&one, &step)).expect("JSON");
     assert_eq!(report["splits"][2]["nodes"][0]["owner"], "cpu");
     assert_eq!(report["bytes_per_step"]["state"], 0);
     assert_eq!(report["splits"][1]["transfers"][0]["kind"], "activation");
@@ -261,6 +275,21 @@ fn arenas_are_tight() {
     }
 }
 
+/// The arrows beside each other carry different things, and say so; memory is what one is told.
+#[test]
+fn a_picture_tells_what_crosses() {
+    let graph = model::build(&V3).expect("a graph");
+    let placement = Placement { weights: weights(&graph, "_exps", 1), ..Placement::all_on(0, V3.layers + 1) };
+    let plan = plan(&graph, &placement, &devices(&["gpu", "cpu"]), 1);
+    let needs = vec![Needs { weights: 3 << 20, states: 5 << 20, scratch: 7 << 20 }; 2];
+    let svg = picture::svg(&plan, &plan.capacity.full_step(), &needs);
+    assert!(svg.contains("3.0 MiB weights + 5.0 MiB caches + 7.0 MiB scratch"), "{svg}");
+    let labels: Vec<&str> = svg.lines().filter(|line| line.contains(" label\"")).collect();
+    let with = |word: &str| labels.iter().filter(|label| label.contains(word)).count();
+    assert_eq!(with("ffn_route.ids  "), with("ffn_route.weights  "));
+    assert!(with("ffn_route.ids  ") > 0 && with("ffn_route  ") == 0, "{labels:?}");
+}
+
 /// The picture of a plan says each thing once, whatever the number of layers.
 #[test]
 fn a_picture_repeats_nothing() {
@@ -268,7 +297,7 @@ fn a_picture_repeats_nothing() {
     let placement = Placement { states: states(&graph, 1), ..Placement::all_on(0, V3.layers + 1) };
     let plan = plan(&graph, &placement, &devices(&["gpu", "<cpu>"]), 1);
     let step = plan.capacity.full_step();
-    let svg = picture::svg(&plan, &step);
+    let svg = picture::svg(&plan, &step, &plan.needs());
     if let Ok(path) = std::env::var("FATHOM_PICTURE") {
         std::fs::write(path, &svg).expect("a file");
     }
@@ -277,7 +306,8 @@ fn a_picture_repeats_nothing() {
     assert!(svg.contains("belongs to the cache that lives here: q_absorb, q, kv_store, attention,"), "{svg}");
     assert!(svg.contains("the 2 splits above run 57 times, for layer 3 to layer 59"), "{svg}");
     let off = Placement { ownership_check: false, ..placement.clone() };
-    let crossing = picture::svg(&self::plan(&graph, &off, &devices(&["gpu", "cpu"]), 1), &step);
+    let crossing = self::plan(&graph, &off, &devices(&["gpu", "cpu"]), 1);
+    let crossing = picture::svg(&crossing, &step, &crossing.needs());
     assert!(crossing.contains("<line class=\"state\" x1=\"840\""), "{crossing}");
     assert!(!svg.contains("<line class=\"state\" x1=\"840\""));
     if let Ok(path) = std::env::var("FATHOM_PICTURE") {

@@ -3,13 +3,12 @@
 use backend_api::Step;
 use bench::cli::{
     self, DeviceOptions, Failure, ListOption, ModelOption, OpenDevices, RunOptions, list_devices, placed,
-    print_json,
+    print_json, report,
 };
 use clap::{Parser, ValueEnum};
-use graph::{Comparison, Needs, Plan, Report, picture};
+use graph::{Comparison, Needs, Plan, picture};
 use model_deepseek::Model;
 use std::{
-    collections::BTreeMap,
     env,
     ffi::OsString,
     fmt::Display,
@@ -62,14 +61,14 @@ enum Format {
 
 /// The options after `--compare`.
 #[derive(Parser)]
-#[command(name = "--compare", no_binary_name = true)]
+#[command(name = "--compare", no_binary_name = true, disable_help_flag = true)]
 struct Second {
     #[command(flatten)]
     devices: DeviceOptions,
 }
 
 /// A plan, the step it is shown for, and what each device must have.
-type Planned = (Arc<Plan>, Step, BTreeMap<String, Needs>);
+type Planned = (Arc<Plan>, Step, Vec<Needs>);
 
 fn main() -> ExitCode {
     cli::main_from(with_equals(env::args_os()), run)
@@ -97,17 +96,17 @@ fn run(options: Options) -> Result<(), Failure> {
     }
     let second = options.second()?;
     let model = options.model.open()?;
-    let (plan, step, memory) = options.plan(&model, &options.devices)?;
-    let report = Report { memory, ..Report::new(&plan, &step) };
+    let (plan, step, needs) = options.plan(&model, &options.devices)?;
+    let first = report(&plan, &step, &needs);
     let Some(second) = second else {
         return match options.format {
-            Format::Table => print(&report),
-            Format::Json => print_json(&report),
-            Format::Svg => print(&picture::svg(&plan, &step)),
+            Format::Table => print(&first),
+            Format::Json => print_json(&first),
+            Format::Svg => print(&picture::svg(&plan, &step, &needs)),
         };
     };
-    let (other, _, memory) = options.plan(&model, &second)?;
-    let comparison = Comparison::new(report, Report { memory, ..Report::new(&other, &step) });
+    let (plan, step, needs) = options.plan(&model, &second)?;
+    let comparison = Comparison::new(first, report(&plan, &step, &needs));
     match options.format {
         Format::Json => print_json(&comparison),
         _ => print(&comparison),
@@ -138,12 +137,11 @@ impl Options {
     fn plan(&self, model: &Arc<Model>, devices: &DeviceOptions) -> Result<Planned, Failure> {
         let devices = OpenDevices::new(devices)?;
         let rows = self.tokens as usize;
-        let plans = placed(
-            model,
-            &devices,
-            &model_deepseek::Options { batch: rows.max(self.run.batch), ..self.run.resolve(self.ctx) },
-        )?;
-        let memory = plans.decode.devices.iter().cloned().zip(plans.needs()).collect();
+        let run = self.run.resolve(self.ctx);
+        // The step has room, whatever prompts are cut into; none at all is an error, here as elsewhere.
+        let batch = if run.batch == 0 { 0 } else { run.batch.max(rows) };
+        let plans = placed(model, &devices, &model_deepseek::Options { batch, ..run })?;
+        let needs = plans.needs();
         let plan = if rows == 1 { plans.decode } else { plans.prefill };
         let context = plan.capacity.kv_len;
         if rows > context {
@@ -157,6 +155,6 @@ impl Options {
             .into());
         }
         let outputs = plan.capacity.outputs.min(1);
-        Ok((plan, Step { rows, past: kv_len - rows, outputs }, memory))
+        Ok((plan, Step { rows, past: kv_len - rows, outputs }, needs))
     }
 }

@@ -1,9 +1,9 @@
 //! Opening a model, and loading it with progress.
 
 use super::{Failure, OpenDevices, Progress};
-use backend_api::DeviceKind;
+use backend_api::{DeviceKind, Step};
 use clap::Args;
-use graph::{Report, report};
+use graph::{Needs, Plan, Report, report::summary};
 use model_deepseek::{Engine, Model, Options, Placed, Plans, Session, tokenizer::Tokenizer};
 use std::{
     path::{Path, PathBuf},
@@ -59,13 +59,20 @@ pub fn placed(model: &Model, devices: &OpenDevices, options: &Options) -> Result
 
 /// Tells the plans on standard error: each in a line, or (`verbose`) with every node and its reason.
 pub fn tell(plans: &Plans, verbose: bool) {
+    let needs = plans.needs();
     for (what, plan) in [("decode", &plans.decode), ("prefill", &plans.prefill)] {
         let step = plan.capacity.full_step();
-        eprintln!("{what} on {}", report::summary(plan, &step));
+        eprintln!("{what} on {}", summary(plan, &step));
         if verbose {
-            eprint!("{}", Report::new(plan, &step));
+            eprint!("{}", report(plan, &step, &needs));
         }
     }
+}
+
+/// The report of one plan of a model, with the memory that running takes: both plans' together.
+pub fn report(plan: &Plan, step: &Step, needs: &[Needs]) -> Report {
+    let memory = plan.devices.iter().cloned().zip(needs.iter().copied()).collect();
+    Report { memory, ..Report::new(plan, step) }
 }
 
 /// Reads the tokenizer of a model whose texts are wanted, and tells what there is to tell about it.

@@ -35,16 +35,33 @@ pub(super) fn fall_back(facts: &Facts, rules: &Rules, mut draft: Draft) -> Resul
         };
         owners[index] = device;
         draft.reasons[index] = Reason::FellBack(wanted);
-        fall_backs.push(FallBack {
-            node: index,
-            wanted,
-            runs_on: device,
-            bytes: moved.total().saturating_sub(stayed.total()),
-            state_bytes: moved.state.saturating_sub(stayed.state),
-            why: String::new(),
-        });
+        let (bytes, state_bytes) = more(moved, stayed);
+        let why = String::new();
+        fall_backs.push(FallBack { node: index, wanted, runs_on: device, bytes, state_bytes, why });
     }
     Ok(Assignment { owners, reasons: draft.reasons, fall_backs })
+}
+
+fn more(moved: Traffic, stayed: Traffic) -> (u64, u64) {
+    (moved.total().saturating_sub(stayed.total()), moved.state.saturating_sub(stayed.state))
+}
+
+/// The same fall-backs with what they cost by other facts: those of a smaller step.
+pub(crate) fn recount(facts: &Facts, owners: &[DeviceIndex], fall_backs: &[FallBack]) -> Vec<FallBack> {
+    let draft = Draft::new(facts);
+    let mut owners = owners.to_vec();
+    for fall_back in fall_backs {
+        owners[fall_back.node] = fall_back.wanted;
+    }
+    // One after the other, as they were found.
+    let of_each = fall_backs.iter().map(|fall_back| {
+        let FallBack { node, wanted, runs_on, .. } = *fall_back;
+        let [stayed, moved] = [wanted, runs_on].map(|device| traffic(facts, &draft, &owners, node, device));
+        owners[node] = runs_on;
+        let (bytes, state_bytes) = more(moved, stayed);
+        FallBack { bytes, state_bytes, ..fall_back.clone() }
+    });
+    of_each.collect()
 }
 
 /// Bytes that cross of everything a node reads and makes, if it were on `device`.

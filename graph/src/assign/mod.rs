@@ -34,6 +34,7 @@ use crate::{
 use serde::Serialize;
 use thiserror::Error;
 
+pub(crate) use fall_back::recount;
 pub use traffic::Traffic;
 
 /// What is known of a graph before anybody owns a node.

@@ -287,6 +287,13 @@ fn two_placements_side_by_side() {
 
 #[test]
 fn a_picture_is_an_svg() {
+    let header = &headers()[1];
+    let options = format!("{ALL} --cpu-moe --ctx 512");
+    // What running takes, as the table has it: the prompt's scratch memory, too.
+    let needs = &report(header, &options)["memory"]["gpu"];
+    let scratch = graph::report::human(needs["scratch"].as_u64().unwrap());
+    let svg = place(header, &format!("{options} --format svg")).ok();
+    assert!(svg.contains(&format!(" + {scratch} scratch")), "{scratch}");
     let svg = place(&headers()[2], &format!("{ALL} --no-kv-offload --cpu-moe --format svg")).ok();
     assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
     assert!(
@@ -316,6 +323,39 @@ fn kv_len_counts_the_rows_that_are_read() {
     }
 }
 
+/// The most memory that a program had resident, in bytes. It is looked at while the program waits with more output than
+/// a pipe holds: when all is planned.
+#[cfg(target_os = "linux")]
+fn peak_memory(arguments: &[&str]) -> (u64, Vec<u8>) {
+    use std::{fs, io::Read, process::Stdio};
+    let mut child = common::command(PLACEMENT).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = child.stdout.take().unwrap();
+    let mut all = vec![0; 1];
+    output.read_exact(&mut all).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB"));
+    output.read_to_end(&mut all).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(all.len() > 1 << 17, "{} bytes: more than a pipe holds", all.len());
+    (peak.unwrap().trim().parse::<u64>().unwrap() << 10, all)
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_largest_header_is_planned_in_little_memory() {
+    let v3 = &headers()[2];
+    for tokens in ["1", "512"] {
+        let mut arguments = vec!["--model", &v3.path, "--tokens", tokens, "--format", "json", "-nkvo"];
+        arguments.extend(ALL.split(' '));
+        let (peak, json) = peak_memory(&arguments);
+        let report: Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!(splits(&report), 2 * v3.layers + 2);
+        assert!(peak <= 500_000_000, "{peak} bytes for {tokens} tokens");
+        // A number that is none would be small too.
+        assert!(peak > 1_000_000, "{peak} bytes");
+    }
+}
+
 #[test]
 fn mistakes_are_told() {
     let header = &headers()[0];
@@ -331,6 +371,9 @@ fn mistakes_are_told() {
         ),
         ("--device null:gpu:2GiB", "--device null:gpu: expected the same memory"),
         ("--compare=--nonsense", "--compare: unexpected argument"),
+        ("--compare=--help", "--compare: unexpected argument '--help' found"),
+        ("--compare=-h", "--compare: unexpected argument '-h' found"),
+        ("--batch 0", "batch: expected at least 1 token, found 0"),
         ("--compare='open", "--compare: a quote is open"),
         ("--compare --format svg", "shows one placement"),
     ];

@@ -115,9 +115,9 @@ fn null(rest: &str) -> Result<DeviceName, String> {
     let name = parts.next().unwrap_or_default();
     // Names are found in any case.
     let reserved = DeviceName::from_str(&name.to_ascii_lowercase()).is_ok();
-    if name.is_empty() || name.contains(['=', ',', '#']) || reserved {
+    if name.is_empty() || name.contains(['=', ',', '#']) || name.contains(char::is_control) || reserved {
         return Err(format!(
-            "expected a name that no other device has, without `=`, `,` and `#`, found `{name}`"
+            "expected a name that no other device has, without `=`, `,`, `#` and line breaks, found {name:?}"
         ));
     }
     let memory = parts.next().ok_or("expected null:NAME:SIZE, such as null:gpu:24GiB")?;
@@ -306,6 +306,8 @@ mod tests {
             ("null:CPU:1GiB", "expected a name"),
             ("null:gpu:0", "found 0 bytes"),
             ("null:a=b:1GiB", "expected a name"),
+            ("null:a\nb:1GiB", r#"found "a\nb""#),
+            ("null:\u{1b}[31m:1GiB", "expected a name"),
             ("null:gpu:much", "expected a size"),
             ("null:gpu:-1GiB", "expected a size"),
             ("null:gpu:1GB", "expected a size"),

@@ -54,15 +54,20 @@ pub fn run_with(program: &str, arguments: &[&str], input: impl AsRef<[u8]>) -> S
     run_in(&std::env::temp_dir().join("fathom-tests"), program, arguments, input)
 }
 
-/// Runs a program that keeps what it keeps for the next time in this folder.
-pub fn run_in(cache: &Path, program: &str, arguments: &[&str], input: impl AsRef<[u8]>) -> Said {
+/// A program on which no variable of this environment has a say.
+pub fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     for variable in ["N_GPU_LAYERS", "OVERRIDE_TENSOR", "CPU_MOE", "N_CPU_MOE", "NO_KV_OFFLOAD"] {
         command.env_remove(format!("LLAMA_ARG_{variable}"));
     }
-    let mut child = command
+    command.env_remove("FATHOM_ISA");
+    command
+}
+
+/// Runs a program that keeps what it keeps for the next time in this folder.
+pub fn run_in(cache: &Path, program: &str, arguments: &[&str], input: impl AsRef<[u8]>) -> Said {
+    let mut child = command(program)
         .args(arguments)
-        .env_remove("FATHOM_ISA")
         .env("XDG_CACHE_HOME", cache)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

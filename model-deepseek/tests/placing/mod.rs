@@ -1,10 +1,11 @@
 //! What tests of random placements share.
+#![allow(dead_code, reason = "each test uses its part")]
 
 use crate::source_bytes::Random;
 use backend_api::Observer;
 use graph::{Absorb, Devices, Plan, Rates, StepObserver, Traffic, Transfer};
 use model_deepseek::{
-    PlacementOptions,
+    Error, Model, Options, PlacementOptions,
     placement::{Fit, GpuLayers, Override},
 };
 use std::time::Duration;
@@ -61,6 +62,28 @@ pub fn random_options(random: &mut Random, devices: &Devices, layers: usize) -> 
         fit: Fit { on: random.below(2) == 0, ..Fit::default() },
         ..PlacementOptions::default()
     }
+}
+
+/// The same with limits: sometimes strict, and where it is fitted, into some of the bytes that all of it takes.
+///
+/// # Errors
+/// Those of planning it without limits.
+pub fn random_limits(
+    random: &mut Random,
+    said: PlacementOptions,
+    model: &Model,
+    devices: &Devices,
+    options: &Options,
+) -> Result<PlacementOptions, Error> {
+    let without = PlacementOptions { fit: Fit { on: false, budgets: Vec::new() }, ..said.clone() };
+    let needs = without.place(model, devices, options)?.plans.needs();
+    let mut said = PlacementOptions { strict: random.below(3) == 0, ..said };
+    for (name, needs) in devices.names().into_iter().zip(needs).take(devices.host()) {
+        if said.fit.on && random.below(4) != 0 {
+            said.fit.budgets.push((name, needs.total() * random.below(13) as u64 / 12));
+        }
+    }
+    Ok(said)
 }
 
 /// Bytes that crossed, and whether it was as planned.

@@ -328,7 +328,12 @@ fn kv_len_counts_the_rows_that_are_read() {
 #[cfg(target_os = "linux")]
 fn peak_memory(arguments: &[&str]) -> (u64, Vec<u8>) {
     use std::{fs, io::Read, process::Stdio};
-    let mut child = common::command(PLACEMENT).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = common::command(PLACEMENT)
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut output = child.stdout.take().unwrap();
     let mut all = vec![0; 1];
     output.read_exact(&mut all).unwrap();

@@ -16,15 +16,19 @@
 //! What users write goes through a template as it is. A user who types `<｜User｜>` thus forges a turn, in every
 //! engine that encodes the whole text with [`Special::Parse`](crate::tokenizer::Special::Parse).
 
+mod bounds;
 mod python;
 
 use crate::tokenizer::Tokenizer;
+use bounds::Bounds;
 use minijinja::{
-    Environment, Error, ErrorKind, UndefinedBehavior, Value, escape_formatter, syntax::SyntaxConfig,
-    value::Serde,
+    Environment, Error, ErrorKind, State, UndefinedBehavior, Value, escape_formatter, machinery,
+    syntax::SyntaxConfig, value::Serde,
 };
+use minijinja_contrib::pycompat;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     error::Error as _,
     fmt, thread,
     time::{SystemTime, UNIX_EPOCH},
@@ -32,8 +36,7 @@ use std::{
 use thiserror::Error as ThisError;
 
 /// Steps that a template may take for a conversation: several times what the published ones need. One that loops
-/// without end is then an error rather than a hang, and one that nests values in each other runs out of steps before
-/// it runs out of stack.
+/// without end is then an error rather than a hang. Bytes that it makes are paid with the same, see [`bounds`].
 fn fuel(messages: usize, bytes: usize) -> u64 {
     20_000 + 1_000 * messages as u64 + bytes as u64 / 8
 }
@@ -94,6 +97,10 @@ impl From<Error> for ChatError {
             cause = inner.source();
         }
         let message = match error.detail() {
+            None if error.kind() == ErrorKind::OutOfFuel => {
+                "out of fuel: it takes more steps, or makes more text, than a conversation of this length may"
+                    .into()
+            }
             Some(detail) => format!("{}: {detail}", error.kind()),
             None => error.kind().to_string(),
         };
@@ -134,7 +141,9 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        // It writes a value's debug form, which Jinja has no function for.
+        environment.remove_global("debug");
+        environment.set_debug(false);
         environment.set_formatter(|output, state, value| match python::literal(value) {
             Some(text) => Ok(output.write_str(text)?),
             None => escape_formatter(output, state, value),
@@ -197,8 +206,38 @@ impl ChatTemplate {
         let bytes = variables.values().map(|value| value.to_string().len()).sum();
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel(messages.len(), bytes)));
-        aside(|| Ok(environment.get_template(NAME)?.render(Serde(variables))?))
+        aside(move || {
+            let variables = Value::from(Serde(variables));
+            let bounds = Bounds::new(&variables)?;
+            environment.add_test(bounds::WITHIN_BOUNDS, move |state: &State<'_, '_>, value: &Value| {
+                bounds.hold(state, value)
+            });
+            environment.add_test(bounds::MAY_BE_SET, move |state: &State<'_, '_>, pair: &Value| {
+                bounds.set(state, pair)
+            });
+            environment.set_unknown_method_callback(move |state, value, method, arguments| {
+                if let ("format", Some(format)) = (method, value.as_str()) {
+                    bounds.format(state, format, arguments)?;
+                }
+                pycompat::unknown_method_callback(state, value, method, arguments)
+            });
+            Ok(run(&environment, variables)?)
+        })
     }
+}
+
+/// Renders the template, with its steps [measured](bounds::measured).
+fn run(environment: &Environment<'_>, variables: Value) -> Result<String, Error> {
+    let template = environment.get_template(NAME)?;
+    let compiled = machinery::get_compiled_template(&template);
+    let program = bounds::measured(&compiled.instructions);
+    let blocks: BTreeMap<_, _> =
+        compiled.blocks.iter().map(|(name, block)| (*name, bounds::measured(block))).collect();
+    let escape = compiled.initial_auto_escape.clone();
+    let mut text = String::new();
+    let mut output = machinery::make_string_output(&mut text);
+    machinery::eval(environment, &program, variables, &blocks, &mut output, escape)?;
+    Ok(text)
 }
 
 /// Does what a template wants on a thread of its own, whose stack holds the deepest nesting that

@@ -79,6 +79,14 @@ fn values_are_written_as_python_does() {
         ("{{ [1, {'a': []}] | tojson(indent=2) }}", "[\n  1,\n  {\n    \"a\": []\n  }\n]"),
         ("{{ [1, {'a': 2}] | tojson(separators=(',', ':')) }}", "[1,{\"a\":2}]"),
         ("{{ strftime_now('%Y') | length }}", "4"),
+        // Steps that jump, also where measures are between them.
+        ("{% for x in [[1, [2]], 3] recursive %}{{ loop(x) if x is iterable else x }}{% endfor %}", "123"),
+        ("{% macro m(a, b=[0]) %}{{ a + b }}{% endmacro %}{{ m([1]) }}{{ m([1], b=[2]) }}", "[1, 0][1, 2]"),
+        ("{% set n = namespace(a=1) %}{% set n.a = [n.a] if false else {'b': n.a} %}{{ n.a }}", "{'b': 1}"),
+        (
+            "{% set n = namespace(a=1, b=2) %}{% set n.a = n.b %}{{ n.a }}{{ n.b }}{{ [1] and [2] or [3] }}",
+            "22[2]",
+        ),
     ] {
         assert_eq!(render(source, json!({"v": value})).unwrap(), expected, "{source}");
     }
@@ -92,9 +100,11 @@ fn own_variables_win_over_further_ones() {
 
 #[test]
 fn errors_say_what_is_wrong() {
-    let long = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}";
+    let long = "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
     let deep = "{% set ns = namespace(x=[]) %}{% for i in range(200) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}";
-    let deeper = "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}";
+    let shared =
+        "{% set ns = namespace(x=[]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
+    let larger = "expected a value of at most 10";
     for (source, expected) in [
         ("{{ raise_exception('roles must alternate') }}", "the chat template refuses: roles must alternate"),
         ("a\n{% if %}", "chat template, line 2: syntax error"),
@@ -103,8 +113,14 @@ fn errors_say_what_is_wrong() {
         ("{{ messages[0].content.nonsense() }}", "nonsense"),
         ("{{ nothing | tojson }}", "undefined"),
         (long, "fuel"),
-        (deep, "nested at most 128 deep"),
-        (deeper, "fuel"),
+        (deep, "nested at most 160 deep"),
+        (shared, larger),
+        ("{{ range(99999) | list | length }}", larger),
+        ("{% set ns = namespace() %}\n{% set ns.x = ns %}", "chat template, line 2: "),
+        ("{% set ns = namespace() %}{% set ns.x = ns %}", "a namespace or loop by itself"),
+        ("{% set ns = namespace() %}{{ [ns] }}", "a namespace or loop by itself"),
+        ("{{ '{:>99999999}'.format(1) }}", "fuel: it takes more steps"),
+        ("{{ [1] | tojson(indent='x' * 500000) | length }}", "fuel: it takes more steps"),
     ] {
         let message = render(source, Value::Null).unwrap_err().to_string();
         assert!(message.contains(expected), "{source}: {message}");
@@ -115,7 +131,10 @@ fn errors_say_what_is_wrong() {
     let too_long = format!("{{# {} #}}", "x".repeat(128 << 10));
     let doubled = "{% set ns = namespace(x='12345678') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
     for (source, expected) in [
-        ("{{ '{:.1000000000f}'.format(1) }}", "chat template: the template engine gave up on it"),
+        (
+            "{% for x in [1] %}{{ loop.cycle() }}{% endfor %}",
+            "chat template: the template engine gave up on it",
+        ),
         (too_long.as_str(), "chat template: expected at most 131072 bytes, found 131"),
         (doubled, "fuel"),
     ] {

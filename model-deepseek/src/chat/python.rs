@@ -1,7 +1,8 @@
 //! Where Jinja in Python writes values otherwise than Jinja in Rust.
 
+use super::bounds::{BYTES_PER_FUEL, DEEPEST};
 use minijinja::{
-    Error, ErrorKind, Value,
+    Error, ErrorKind, State, Value,
     value::{Kwargs, ValueKind},
 };
 use serde_json::Value as Json;
@@ -17,7 +18,7 @@ pub(super) fn literal(value: &Value) -> Option<&'static str> {
 }
 
 /// The filter `tojson` as Hugging Face has it: `json.dumps` with `ensure_ascii` off, and nothing escaped for HTML.
-pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
+pub(super) fn tojson(state: &State<'_, '_>, value: &Value, options: Kwargs) -> Result<String, Error> {
     let invalid = |message: String| Error::new(ErrorKind::InvalidOperation, message);
     let json = json(value, 0)?;
     let indent = match options.get::<Option<Value>>("indent")?.filter(|value| !value.is_none()) {
@@ -49,16 +50,17 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
         indent,
         item,
         key,
+        // The engine lets pay for a text when it is there.
+        longest: state.fuel_levels().map_or(u64::MAX, |(_, left)| left.saturating_mul(BYTES_PER_FUEL)),
     };
     options.assert_all_used()?;
     let mut text = String::new();
-    writer.value(&json, 0, &mut text);
+    writer.value(&json, 0, &mut text)?;
     Ok(text)
 }
 
 /// A value as JSON, unless it is nested so deep that only a broken template can mean it.
 fn json(value: &Value, depth: usize) -> Result<Json, Error> {
-    const DEEPEST: usize = 128;
     let invalid = |message: String| Error::new(ErrorKind::InvalidOperation, message);
     if depth > DEEPEST {
         return Err(invalid(format!("tojson: expected a value nested at most {DEEPEST} deep")));
@@ -83,10 +85,12 @@ struct Writer {
     indent: Option<String>,
     item: String,
     key: String,
+    /// Bytes, after which it gives up.
+    longest: u64,
 }
 
 impl Writer {
-    fn value(&self, value: &Json, depth: usize, out: &mut String) {
+    fn value(&self, value: &Json, depth: usize, out: &mut String) -> Result<(), Error> {
         match value {
             Json::Null => out.push_str("null"),
             Json::Bool(truth) => out.push_str(if *truth { "true" } else { "false" }),
@@ -95,9 +99,9 @@ impl Writer {
                 None => out.push_str(&number.to_string()),
             },
             Json::String(text) => self.string(text, out),
-            Json::Array(items) => self.list(['[', ']'], items, depth, out, |item, out| {
-                self.value(item, depth + 1, out);
-            }),
+            Json::Array(items) => {
+                self.list(['[', ']'], items, depth, out, |item, out| self.value(item, depth + 1, out))?;
+            }
             Json::Object(entries) => {
                 let mut entries: Vec<_> = entries.iter().collect();
                 if self.sorted {
@@ -106,10 +110,11 @@ impl Writer {
                 self.list(['{', '}'], &entries, depth, out, |(key, value), out| {
                     self.string(key, out);
                     out.push_str(&self.key);
-                    self.value(value, depth + 1, out);
-                });
+                    self.value(value, depth + 1, out)
+                })?;
             }
         }
+        Ok(())
     }
 
     fn list<T>(
@@ -118,26 +123,34 @@ impl Writer {
         items: &[T],
         depth: usize,
         out: &mut String,
-        each: impl Fn(&T, &mut String),
-    ) {
+        each: impl Fn(&T, &mut String) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let new_line = |depth: usize, out: &mut String| {
-            if let Some(indent) = &self.indent {
-                out.push('\n');
-                (0..depth).for_each(|_| out.push_str(indent));
-            }
+            let Some(indent) = &self.indent else { return Ok(()) };
+            out.push('\n');
+            (0..depth).try_for_each(|_| {
+                out.push_str(indent);
+                self.within_longest(out)
+            })
         };
         out.push(open);
         for (i, item) in items.iter().enumerate() {
             if i > 0 {
                 out.push_str(&self.item);
             }
-            new_line(depth + 1, out);
-            each(item, out);
+            new_line(depth + 1, out)?;
+            each(item, out)?;
+            self.within_longest(out)?;
         }
         if !items.is_empty() {
-            new_line(depth, out);
+            new_line(depth, out)?;
         }
         out.push(close);
+        Ok(())
+    }
+
+    fn within_longest(&self, out: &str) -> Result<(), Error> {
+        if out.len() as u64 > self.longest { Err(ErrorKind::OutOfFuel.into()) } else { Ok(()) }
     }
 
     fn string(&self, text: &str, out: &mut String) {

@@ -50,8 +50,9 @@ pub enum Gating {
 /// 6. divided by their sum (at least 2⁻¹⁴) if `renormalise`,
 /// 7. times `scale`.
 ///
-/// Where a row has an `s` that is not finite there is no order to choose in: its experts are the first `used`, and
-/// their weights NaN.
+/// A bias of −∞ closes an expert: its `s` is [`CLOSED`](RouteAttributes::CLOSED), so that it is chosen only where
+/// too few others are left, and then has its weight. Where a row has an `s` that is NaN or +∞ there is no order to choose
+/// in: its experts are the first `used`, and their weights NaN.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RouteAttributes {
     /// Experts chosen for each row.
@@ -66,6 +67,12 @@ pub struct RouteAttributes {
     pub renormalise: bool,
     /// Factor on the weights.
     pub scale: f32,
+}
+
+impl RouteAttributes {
+    /// The `s` of an expert whose bias is −∞, −2¹²⁶: below all others, and two of them sum to a finite score of a
+    /// group.
+    pub const CLOSED: f32 = -f32::from_bits(0x7e80_0000);
 }
 
 /// What to compute. Activations are F32 unless stated; `…` stands for the extents of the input it follows.

@@ -5,10 +5,10 @@ use crate::{
     config::Config,
     engine::CacheType,
     layers::{LayerError, NamedWeights, decoder_layer, derive_k_b},
-    source::{Checkpoint, Keys},
+    source::{Checkpoint, Keys, SourceError, TensorInfo},
     tokenizer::Tokenizer,
 };
-use backend_api::{DType, Extent, HostBytes, Precision, RopeAttributes, Shape, TensorDesc};
+use backend_api::{DType, Extent, HostBytes, Precision, RopeAttributes, Shape, TensorDesc, format};
 use graph::{Graph, GraphBuilder, StorageKind, WeightBytes, WeightSource, report::human};
 use std::{
     path::Path,
@@ -226,9 +226,47 @@ impl WeightSource for Model {
             let bytes: HostBytes = Arc::new(bytes);
             return Ok(WeightBytes { bytes, range });
         }
-        Ok(self.checkpoint.load(name)?)
+        let weight = self.checkpoint.load(name)?;
+        if layer_and_part(name).is_some_and(|(_, part)| is_router(part)) {
+            check_router(self.checkpoint.required(name)?, weight.as_slice())?;
+        }
+        Ok(weight)
     }
 }
+
+/// Whether a layer's tensor has a part in the choice of experts.
+fn is_router(part: &str) -> bool {
+    part == "ffn_gate_inp.weight" || part == ROUTING_BIAS
+}
+
+/// Looks for what leaves no order to choose experts in. In any other weight it shows in the logits, and here too, but
+/// a router is small enough to say where.
+///
+/// # Errors
+/// The tensor, and where in it.
+fn check_router(info: &TensorInfo, bytes: &[u8]) -> Result<(), SourceError> {
+    let dtype = info.runs()?;
+    let inner = info.shape.last().copied().unwrap_or(1);
+    let may_close = info.name.ends_with(ROUTING_BIAS);
+    let mut row = vec![0.0; inner];
+    for (index, bytes) in bytes.chunks_exact(dtype.row_bytes(inner)).enumerate() {
+        format::decode(dtype, bytes, &mut row);
+        let wrong = |value: &f32| !value.is_finite() && !(may_close && *value == f32::NEG_INFINITY);
+        if let Some(column) = row.iter().position(wrong) {
+            let (expected, place) = match may_close {
+                true => {
+                    ("finite numbers, or -inf for experts that are closed", format!("of expert {column}"))
+                }
+                false => ("finite numbers", format!("at {column} of row {index}")),
+            };
+            return Err(info.invalid(expected, format!("{} {place}", row[column])));
+        }
+    }
+    Ok(())
+}
+
+/// Added to the scores of experts for the choice alone, in files whose models have such a bias.
+const ROUTING_BIAS: &str = "exp_probs_b.bias";
 
 fn layer_of_k_b(name: &str) -> Option<usize> {
     layer_and_part(name).filter(|(_, part)| *part == "attn_k_b.weight").map(|(layer, _)| layer)

@@ -4,8 +4,8 @@ mod common;
 
 use backend_api::{DType, Discard};
 use common::{Difference, engine, exact, random::Shape};
-use model_deepseek::{Model, Wanted};
-use std::sync::Arc;
+use model_deepseek::{Engine, Model, Wanted, source::Checkpoint};
+use std::{path::Path, sync::Arc};
 
 fn shapes() -> Vec<Shape> {
     let base = Shape::default;
@@ -60,5 +60,56 @@ fn each_shape_computes_what_the_papers_say() {
         println!("{}: {difference:?}", shape.name);
         assert!(difference.nmse < 1e-10, "{}: {difference:?}", shape.name);
         assert_eq!(difference.agreeing, difference.rows, "{}: {difference:?}", shape.name);
+    }
+}
+
+/// The model of the default shape with one number of an F32 tensor replaced.
+fn with_number(tensor: &str, index: usize, number: f32) -> Arc<Model> {
+    let mut bytes = Shape::default().file().bytes();
+    let name = Path::new("random.gguf");
+    let start =
+        Checkpoint::from_bytes(name, Arc::new(bytes.clone())).unwrap().load(tensor).unwrap().range.start;
+    bytes[start + 4 * index..][..4].copy_from_slice(&number.to_le_bytes());
+    Arc::new(Model::new(Checkpoint::from_bytes(name, Arc::new(bytes)).unwrap()).unwrap())
+}
+
+#[test]
+fn a_bias_of_minus_infinity_closes_an_expert() {
+    let logits = |bias: f32| {
+        let model = with_number("blk.1.exp_probs_b.bias", 5, bias);
+        let mut session = engine(&model, &exact()).session().unwrap();
+        let mut bits = Vec::new();
+        let mut each = |_, logits: &[f32]| bits.extend(logits.iter().map(|x| x.to_bits()));
+        let tokens: Vec<u32> = (0..40).map(|i| (i * 37 + 11) % 96).collect();
+        session.feed_with(&tokens, Wanted::All, &mut each, &mut Discard).unwrap();
+        bits
+    };
+    let closed = logits(f32::NEG_INFINITY);
+    assert_eq!(closed, logits(-1e30));
+    // It was chosen now and then.
+    assert_ne!(closed, logits(0.0));
+}
+
+#[test]
+fn a_router_without_an_order_is_named() {
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    for (tensor, index, number, expected) in [
+        (
+            "blk.1.exp_probs_b.bias",
+            5,
+            nan,
+            "expected finite numbers, or -inf for experts that are closed, found NaN of expert 5",
+        ),
+        ("blk.2.exp_probs_b.bias", 15, inf, "found inf of expert 15"),
+        ("blk.1.ffn_gate_inp.weight", 64 * 3 + 7, nan, "expected finite numbers, found NaN at 7 of row 3"),
+        ("blk.2.ffn_gate_inp.weight", 64 * 16 - 1, -inf, "found -inf at 63 of row 15"),
+    ] {
+        let model = with_number(tensor, index, number);
+        let error =
+            Engine::new(&model, &common::cpu(), &Default::default(), &exact()).unwrap_err().to_string();
+        assert!(
+            error.contains(tensor) && error.contains("random.gguf") && error.contains(expected),
+            "{error}"
+        );
     }
 }

@@ -202,6 +202,8 @@ fn route(scores: &Tensor, bias: Option<&Tensor>, attributes: &RouteAttributes) -
             Some(bias) => p.iter().zip(&bias.values).map(|(p, b)| p + b).collect(),
             None => p.clone(),
         };
+        let open = |s: f64| if s == f64::NEG_INFINITY { f64::from(RouteAttributes::CLOSED) } else { s };
+        let s: Vec<f64> = s.into_iter().map(open).collect();
         if !s.iter().all(|s| s.is_finite()) {
             ids.extend((0..used).map(|expert| expert as f64));
             weights.extend(vec![f64::NAN; used]);
@@ -378,8 +380,15 @@ mod tests {
         case(grouped, Some([0.0, 0.0, 0.6, 0.0]), [2.0, 3.0], [0.25, 0.5]);
         // Groups of one expert are worth that expert.
         case(RouteAttributes { groups: 4, groups_used: 2, ..base }, None, [1.0, 0.0], [0.75, 0.5]);
+        // What is closed is not chosen while there are others, nor a group that has less that is open.
+        let closed = f64::NEG_INFINITY;
+        case(base, Some([0.0, closed, 0.0, closed]), [0.0, 2.0], [0.5, 0.25]);
+        case(base, Some([closed, closed, 0.0, closed]), [2.0, 0.0], [0.25, 0.5]);
+        case(base, Some([closed; 4]), [0.0, 1.0], [0.5, 0.75]);
+        case(grouped, Some([0.0, closed, 0.0, 0.0]), [3.0, 2.0], [0.5, 0.25]);
+        case(grouped, Some([closed, closed, 0.0, closed]), [2.0, 3.0], [0.25, 0.5]);
         // Without an order there are no weights.
-        for bias in [[0.0, f64::NAN, 0.0, 0.0], [0.0, 0.0, 0.0, f64::NEG_INFINITY]] {
+        for bias in [[0.0, f64::NAN, 0.0, 0.0], [0.0, 0.0, 0.0, f64::INFINITY]] {
             let bias = tensor(&[4], bias);
             let found = evaluate(&Op::Route(base), &[&scores, &bias], &STEP);
             assert_eq!(found[0].values, [0.0, 1.0]);

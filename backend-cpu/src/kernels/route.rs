@@ -63,6 +63,8 @@ impl Kernel for Route {
             if let Some(bias) = self.bias {
                 let bias = bias.base::<f32>();
                 s.iter_mut().enumerate().for_each(|(i, s)| *s += bias.add(i).read_unaligned());
+                // Not `NO`: where nothing else is left they are chosen.
+                s.iter_mut().filter(|s| **s == f32::NEG_INFINITY).for_each(|s| *s = RouteAttributes::CLOSED);
             }
             (
                 p,
@@ -158,7 +160,8 @@ mod tests {
             Gating::Softmax => exp.iter().map(|e| e / exp.iter().sum::<f64>()).collect(),
             Gating::Sigmoid => exp.iter().map(|e| e / (1.0 + e)).collect(),
         };
-        let s: Vec<f64> = (0..p.len()).map(|i| p[i] + bias.map_or(0.0, |bias| f64::from(bias[i]))).collect();
+        let s = |i: usize| p[i] + bias.map_or(0.0, |bias| f64::from(bias[i]));
+        let s: Vec<f64> = (0..p.len()).map(|i| s(i).max(RouteAttributes::CLOSED.into())).collect();
         let falling = |scores: &[f64]| {
             let mut order: Vec<usize> = (0..scores.len()).collect();
             order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
@@ -177,12 +180,25 @@ mod tests {
     }
 
     fn check(attributes: RouteAttributes, experts: usize, n: usize, scores: Option<&[f32]>, biased: bool) {
+        check_closed(attributes, experts, n, scores, biased, |_| false);
+    }
+
+    /// With a bias that closes some of the experts.
+    fn check_closed(
+        attributes: RouteAttributes,
+        experts: usize,
+        n: usize,
+        scores: Option<&[f32]>,
+        biased: bool,
+        closed: impl Fn(usize) -> bool,
+    ) {
         each_level(|level| {
             let mut input = Rows::new(&[n, experts], 3, experts as u32);
             if let Some(scores) = scores {
                 input.data[..experts].copy_from_slice(scores);
             }
             let mut bias = numbers(experts, 77);
+            (0..experts).filter(|i| closed(*i)).for_each(|i| bias[i] = f32::NEG_INFINITY);
             let mut inputs = vec![input.tensor()];
             if biased {
                 inputs.push(fixed(&mut bias, DType::F32, &[experts]));
@@ -240,6 +256,21 @@ mod tests {
     }
 
     #[test]
+    fn closed_experts_are_the_last_to_be_chosen() {
+        for gating in [Gating::Softmax, Gating::Sigmoid] {
+            for (groups, groups_used) in [(1, 1), (4, 2), (4, 4), (16, 6)] {
+                let attributes =
+                    RouteAttributes { used: 5, gating, groups, groups_used, renormalise: false, scale: 1.0 };
+                // one, a group and more, all but two, all
+                check_closed(attributes, 16, 3, None, true, |i| i == 9);
+                check_closed(attributes, 16, 3, None, true, |i| i < 6);
+                check_closed(attributes, 16, 3, None, true, |i| i != 3 && i != 14);
+                check_closed(attributes, 16, 3, None, true, |_| true);
+            }
+        }
+    }
+
+    #[test]
     fn a_row_without_an_order_has_no_weights() {
         let (inf, nan) = (f32::INFINITY, f32::NAN);
         let run_with = |gating, odd: f32, biased: bool| {
@@ -272,7 +303,7 @@ mod tests {
         };
         for gating in [Gating::Sigmoid, Gating::Softmax] {
             run_with(gating, nan, false);
-            for odd in [nan, inf, -inf] {
+            for odd in [nan, inf] {
                 run_with(gating, odd, true);
             }
         }

@@ -6,6 +6,7 @@ use backend_api::{Gating, Op, RouteAttributes, Shape};
 
 pub(super) fn add(cases: &mut Cases) {
     route(cases);
+    closed(cases);
     ties(cases);
     combine(cases);
 }
@@ -65,6 +66,31 @@ fn route(cases: &mut Cases) {
     });
 }
 
+/// Experts whose bias is −∞: one, whole groups, all but fewer than are used.
+fn closed(cases: &mut Cases) {
+    for gating in [Gating::Softmax, Gating::Sigmoid] {
+        for (experts, used, groups, groups_used, open) in
+            [(7, 3, 1, 1, 6), (64, 6, 1, 1, 20), (64, 8, 8, 3, 30), (37, 9, 1, 1, 4), (12, 4, 6, 4, 5)]
+        {
+            let attributes =
+                RouteAttributes { used, gating, groups, groups_used, renormalise: false, scale: 1.0 };
+            let name = format!(
+                "Route {gating:?}, {used} of {experts} in {groups_used} of {groups} groups, bias closes all but {open}"
+            );
+            cases.add(name, move |b| {
+                b.step(5, 0, 1);
+                let mut bias: Vec<f32> = (0..experts).map(|_| 0.2 * b.random.normal()).collect();
+                // Whole groups of them, and part of one.
+                bias.iter_mut().rev().skip(open).for_each(|bias| *bias = f32::NEG_INFINITY);
+                let rows: Vec<_> =
+                    (0..5).map(|_| clear_scores(b, &attributes, experts, Some(&bias))).collect();
+                let inputs = [b.values(Shape::rows(&[experts]), 0, &rows), b.vector(&bias)];
+                b.op(Op::Route(attributes), &inputs);
+            });
+        }
+    }
+}
+
 /// Scores whose probabilities, biased or not, and whose groups' sums all differ by far more than f32 rounds, so
 /// that every right device chooses alike.
 fn clear_scores(
@@ -89,14 +115,18 @@ fn is_clear(scores: &[f32], bias: Option<&Vec<f32>>, attributes: &RouteAttribute
             scores.iter().map(|s| f64::from(*s).exp() / sum).collect()
         }
     };
-    let s: Vec<f64> = p.iter().enumerate().map(|(i, p)| p + bias.map_or(0.0, |b| f64::from(b[i]))).collect();
+    let closed = f64::from(RouteAttributes::CLOSED);
+    let s = |(i, p): (usize, &f64)| (p + bias.map_or(0.0, |b| f64::from(b[i]))).max(closed);
+    let s: Vec<f64> = p.iter().enumerate().map(s).collect();
     let sorted = |values: &[f64]| {
         let mut sorted = values.to_vec();
         sorted.sort_by(|a, b| b.total_cmp(a));
         sorted
     };
     let apart = |values: &[f64]| {
-        sorted(values).windows(2).all(|pair| pair[0] - pair[1] > 1e-6 * (pair[0].abs() + 0.01))
+        // What is closed is equal to the bit.
+        let apart = |a: f64, b: f64| a <= closed || a - b > 1e-6 * (a.abs() + 0.01);
+        sorted(values).windows(2).all(|pair| apart(pair[0], pair[1]))
     };
     let group_sums: Vec<f64> =
         s.chunks(s.len() / attributes.groups).map(|group| sorted(group).iter().take(2).sum()).collect();

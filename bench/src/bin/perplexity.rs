@@ -80,7 +80,7 @@ fn perplexity(options: &Options, file: &Path) -> Result<(), Failure> {
         return Err(format!("--ctx: expected at least 4, found {ctx}").into());
     }
     let text = read(file)?;
-    let (model, devices) = (options.model.open()?, OpenDevices::new(&options.devices)?);
+    let (model, devices) = (options.model.open(&options.devices)?, OpenDevices::new(&options.devices)?);
     let tokenizer = tokenizer(&model)?;
     let text = text.strip_suffix(b"\n").unwrap_or(&text);
     let tokens = tokenizer.with_bos(tokenizer.encode_bytes(text, Special::Literal));
@@ -171,7 +171,7 @@ fn compare(options: &Options, file: &Path) -> Result<(), Failure> {
     if let Some(row) = rows.iter().find(|row| **row >= tokens.len()) {
         return Err(wrong("rows", format!("numbers below {}, the tokens", tokens.len()), row.to_string()));
     }
-    let (model, devices) = (options.model.open()?, OpenDevices::new(&options.devices)?);
+    let (model, devices) = (options.model.open(&options.devices)?, OpenDevices::new(&options.devices)?);
     let vocabulary = model.config().vocabulary;
     if logits.columns != vocabulary {
         let (file, found) = (npy_file.display(), logits.columns);

@@ -95,7 +95,7 @@ fn run(options: Options) -> Result<(), Failure> {
         return list_devices(&options.devices, options.format == Format::Json);
     }
     let second = options.second()?;
-    let model = options.model.open()?;
+    let model = options.model.open(&options.devices)?;
     let (plan, step, needs) = options.plan(&model, &options.devices)?;
     let first = report(&plan, &step, &needs);
     let Some(second) = second else {

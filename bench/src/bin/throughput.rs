@@ -117,7 +117,7 @@ fn run(options: Options) -> Result<(), Failure> {
     }
     let tests = options.tests();
     let context = tests.iter().map(|test| test.depth + test.tokens).max();
-    let model = options.model.open()?;
+    let model = options.model.open(&options.devices)?;
     let devices = OpenDevices::new(&options.devices)?;
     let engine = loaded(&model, &devices, &options.run.resolve(context))?;
     eprintln!("{}", devices.description());

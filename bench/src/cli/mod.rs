@@ -14,7 +14,7 @@ mod rates;
 
 pub use devices::{DeviceName, DeviceOptions, DeviceRates, OpenDevices};
 pub use list::{ListOption, list_devices};
-pub use model::{ModelOption, loaded, opened, outliving, placed, report, tell, tokenizer};
+pub use model::{ModelOption, loaded, open, opened, outliving, placed, report, tell, tokenizer};
 pub use options::{Activations, CacheChoice, RunOptions, SamplingOptions};
 pub use output::{Progress, Rate, print_json};
 pub use placement::{AbsorbArg, CacheLayers, FitArg, LayerCount, OverrideArg, PlacementArgs, Switch};

@@ -1,10 +1,12 @@
 //! Opening a model, and loading it with progress.
 
-use super::{Failure, OpenDevices, Progress};
+use super::{DeviceOptions, Failure, OpenDevices, Progress};
 use backend_api::{DeviceKind, Step};
 use clap::Args;
 use graph::{Needs, Plan, Report, report::summary};
-use model_deepseek::{Engine, Model, Options, Placed, Plans, Session, tokenizer::Tokenizer};
+use model_deepseek::{
+    Engine, Model, Options, Placed, Plans, Session, source::Checkpoint, tokenizer::Tokenizer,
+};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,12 +22,13 @@ pub struct ModelOption {
 }
 
 impl ModelOption {
-    /// Reads the model's header; notices go to standard error.
+    /// Reads the model's header; notices go to standard error. What its weights need to be made takes as many
+    /// threads as the devices may have.
     ///
     /// # Errors
     /// What is wrong with the checkpoint.
-    pub fn open(&self) -> Result<Arc<Model>, Failure> {
-        Ok(opened(Model::open(self.path()?)?))
+    pub fn open(&self, devices: &DeviceOptions) -> Result<Arc<Model>, Failure> {
+        open(self.path()?, devices)
     }
 
     /// Where the model is.
@@ -35,6 +38,15 @@ impl ModelOption {
     pub fn path(&self) -> Result<&Path, Failure> {
         self.model.as_deref().ok_or_else(|| "--model: expected a file or directory, found none".into())
     }
+}
+
+/// As [`ModelOption::open`], for a path from elsewhere.
+///
+/// # Errors
+/// What is wrong with the checkpoint.
+pub fn open(path: &Path, devices: &DeviceOptions) -> Result<Arc<Model>, Failure> {
+    let checkpoint = Checkpoint::open(path)?.with_threads(devices.threads());
+    Ok(opened(Model::new(checkpoint)?))
 }
 
 /// Tells what there is to tell about a model.

@@ -1,4 +1,4 @@
-//! Tensors that are not in the files as they are wanted: made at load, by all processors.
+//! Tensors that are not in the files as they are wanted: made at load, by several threads.
 
 use super::{WeightBytes, error::Flaw, fp8::Fp8};
 use backend_api::DType;
@@ -6,23 +6,47 @@ use half::{bf16, f16};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder, iter::repeat_n, prelude::*};
 use std::{
     num::NonZero,
-    sync::{Arc, LazyLock},
+    sync::{Arc, OnceLock},
     thread,
 };
 
-/// A pool of our own, as the one that rayon makes by itself reads the environment and panics where it gets no
-/// threads.
-static THREADS: LazyLock<Result<ThreadPool, ThreadPoolBuildError>> = LazyLock::new(|| {
-    let mut threads = thread::available_parallelism().map_or(1, NonZero::get);
-    loop {
-        let name = |index| format!("load-{index}");
-        match ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build() {
-            // The system may give fewer than there are processors.
-            Err(_) if threads > 1 => threads /= 2,
-            pool => return pool,
-        }
+/// The threads that make a checkpoint's tensors. They start with the first one. A pool of our own, as the one that
+/// rayon makes by itself reads the environment and panics where it gets no threads.
+pub(super) struct Threads {
+    most: usize,
+    pool: OnceLock<Result<ThreadPool, ThreadPoolBuildError>>,
+}
+
+impl Threads {
+    /// At most so many, and at least one.
+    pub(super) fn new(most: usize) -> Self {
+        // 0 would be rayon's own choice.
+        Threads { most: most.max(1), pool: OnceLock::new() }
     }
-});
+
+    fn pool(&self) -> Result<&ThreadPool, Flaw> {
+        let start = || {
+            let mut threads = self.most;
+            loop {
+                let name = |index| format!("load-{index}");
+                match ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build() {
+                    // The system may give fewer than are wanted.
+                    Err(_) if threads > 1 => threads /= 2,
+                    pool => return pool,
+                }
+            }
+        };
+        let pool = self.pool.get_or_init(start).as_ref();
+        pool.map_err(|error| Flaw::new("threads to make it", error.to_string()))
+    }
+}
+
+impl Default for Threads {
+    /// One for each processor.
+    fn default() -> Self {
+        Threads::new(thread::available_parallelism().map_or(1, NonZero::get))
+    }
+}
 
 /// How to make a tensor: its parts, one after the other, each converted.
 pub(super) struct Assembly {
@@ -57,9 +81,8 @@ impl Assembly {
     }
 
     /// Makes the tensor, of `bytes` bytes in all.
-    pub(super) fn load(&self, bytes: usize) -> Result<WeightBytes, Flaw> {
-        let threads = THREADS.as_ref().map_err(|error| Flaw::new("threads to make it", error.to_string()))?;
-        let made = threads.install(|| {
+    pub(super) fn load(&self, bytes: usize, threads: &Threads) -> Result<WeightBytes, Flaw> {
+        let made = threads.pool()?.install(|| {
             let mut made = Words::zeroed(bytes)?;
             let size = bytes / self.parts.len().max(1);
             let parts = self.parts.par_iter().zip(made.as_mut().par_chunks_exact_mut(size.max(1)));
@@ -74,14 +97,14 @@ impl Assembly {
 }
 
 /// `weight` in f32: a copy, or itself if it is f32 already.
-pub(super) fn to_f32(weight: WeightBytes, from: DType) -> Result<WeightBytes, Flaw> {
+pub(super) fn to_f32(weight: WeightBytes, from: DType, threads: &Threads) -> Result<WeightBytes, Flaw> {
     let bytes = match from {
         DType::F32 => return Ok(weight),
         DType::F16 | DType::BF16 => weight.range.len() * 2,
         other => return Err(Flaw::new("F32, F16 or BF16", other.to_string())),
     };
     let parts = vec![Part { values: weight, scales: None }];
-    Assembly { parts, conversion: Conversion::ToF32(from) }.load(bytes)
+    Assembly { parts, conversion: Conversion::ToF32(from) }.load(bytes, threads)
 }
 
 fn convert(part: &Part, conversion: Conversion, out: &mut [u8]) -> Result<(), Flaw> {
@@ -130,5 +153,22 @@ impl AsRef<[u8]> for Words {
 impl AsMut<[u8]> for Words {
     fn as_mut(&mut self) -> &mut [u8] {
         &mut bytemuck::cast_slice_mut(&mut self.words)[..self.bytes]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_are_made_by_as_many_threads_as_are_given() {
+        for (given, expected) in [(0, 1), (1, 1), (3, 3)] {
+            let threads = Threads::new(given);
+            assert!(threads.pool.get().is_none(), "none starts before there is work");
+            let values = WeightBytes { bytes: Arc::new(vec![0, 0x3c, 0, 0xc0]), range: 0..4 };
+            let made = to_f32(values, DType::F16, &threads).unwrap();
+            assert_eq!(made.as_slice(), [1.0f32, -2.0].map(f32::to_le_bytes).as_flattened());
+            assert_eq!(threads.pool().unwrap().current_num_threads(), expected);
+        }
     }
 }

@@ -114,6 +114,7 @@ pub struct Checkpoint {
     tensors: Vec<(TensorInfo, Location)>,
     /// Indices into `tensors`, sorted by name.
     by_name: Vec<usize>,
+    threads: assemble::Threads,
 }
 
 enum OwnedKeys {
@@ -220,7 +221,13 @@ impl Checkpoint {
                 return Err(second.invalid("one tensor of that name", found));
             }
         }
-        Ok(Checkpoint { path: path.to_owned(), keys, tensors, by_name })
+        Ok(Checkpoint { path: path.to_owned(), keys, tensors, by_name, threads: Default::default() })
+    }
+
+    /// The same, whose tensors are made by at most so many threads (and at least one) where [`load`](Checkpoint::load)
+    /// makes them, instead of one for each processor.
+    pub fn with_threads(self, threads: usize) -> Checkpoint {
+        Checkpoint { threads: assemble::Threads::new(threads), ..self }
     }
 
     /// The path it was opened by.
@@ -265,7 +272,9 @@ impl Checkpoint {
         info.runs()?;
         match location {
             Location::Mapped(weight) => Ok(weight.clone()),
-            Location::Made(assembly) => assembly.load(info.bytes as usize).map_err(|flaw| info.wrong(flaw)),
+            Location::Made(assembly) => {
+                assembly.load(info.bytes as usize, &self.threads).map_err(|flaw| info.wrong(flaw))
+            }
         }
     }
 
@@ -276,7 +285,7 @@ impl Checkpoint {
     /// As [`load`](Checkpoint::load); another type.
     pub fn load_as_f32(&self, name: &str) -> Result<WeightBytes, SourceError> {
         let info = self.required(name)?;
-        assemble::to_f32(self.load(name)?, info.runs()?).map_err(|flaw| info.wrong(flaw))
+        assemble::to_f32(self.load(name)?, info.runs()?, &self.threads).map_err(|flaw| info.wrong(flaw))
     }
 
     /// Bytes in the files, scales included, of a tensor in FP8, which [`load`](Checkpoint::load) gives in four times

@@ -177,6 +177,21 @@ fn hugging_face_directories() {
             assert!(message.contains(word), "{text}: {message:?} lacks {word:?}");
         }
     }
+    // What would take any amount of memory, or never end.
+    let file = folder.path().join("tokenizer.json");
+    std::fs::File::create(&file).unwrap().set_len((64 << 20) + 1).unwrap();
+    let message = Tokenizer::from_directory(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("size: expected at most 67108864 bytes, found 67108865"), "{message}");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let message = Tokenizer::from_directory(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("not a regular file"), "{message}");
+    // Nor is all of what is wrong repeated.
+    let long = "x".repeat(100_000);
+    std::fs::remove_dir(&file).unwrap();
+    let normalizer = format!(r#"{{"normalizer": "{long}", "added"#);
+    let message = with(r#"{"added"#, &normalizer).unwrap_err().to_string();
+    assert!(message.contains("normalizer: expected none, found") && message.len() < 1000, "{message}");
     let message = Tokenizer::from_directory(&folder.path().join("nowhere")).unwrap_err().to_string();
     assert!(message.contains("nowhere") && message.contains("tokenizer.json"), "{message}");
 }

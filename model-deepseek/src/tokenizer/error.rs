@@ -58,7 +58,17 @@ impl TokenizerError {
             file: file.to_owned(),
             key: key.into(),
             expected: expected.into(),
-            found: found.into(),
+            found: shortened(found.into()),
         }
     }
+}
+
+/// What is found may be a whole file.
+fn shortened(mut found: String) -> String {
+    const LONGEST: usize = 400;
+    if let Some((end, _)) = found.char_indices().nth(LONGEST) {
+        found.truncate(end);
+        found.push('…');
+    }
+    found
 }

@@ -1,7 +1,12 @@
 use super::{Rules, TokenType, TokenizerError, Vocabulary, looks_like_control, vocabulary::split_merge};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
-use std::{collections::HashMap, io::ErrorKind, path::Path};
+use std::{
+    collections::HashMap,
+    fs,
+    io::{self, ErrorKind},
+    path::Path,
+};
 
 /// The part of a `tokenizer.json` that matters here.
 #[derive(Deserialize)]
@@ -263,8 +268,21 @@ fn ids(file: &Path, config: &Value, key: &str) -> Result<Vec<u32>, TokenizerErro
         .ok_or_else(|| TokenizerError::invalid(file, key, "a token id or a list of them", value.to_string()))
 }
 
+/// Larger files are refused, as memory goes with their size. Published ones have up to 20 MB.
+const LARGEST_FILE: u64 = 64 << 20;
+
 fn read(file: &Path) -> Result<String, TokenizerError> {
-    std::fs::read_to_string(file).map_err(|source| TokenizerError::Read { file: file.to_owned(), source })
+    let unreadable = |source| TokenizerError::Read { file: file.to_owned(), source };
+    // Before it is opened: opening a pipe would wait for a writer, and a device may have no end.
+    let facts = fs::metadata(file).map_err(unreadable)?;
+    if !facts.is_file() {
+        return Err(unreadable(io::Error::new(ErrorKind::InvalidInput, "not a regular file")));
+    }
+    if facts.len() > LARGEST_FILE {
+        let expected = format!("at most {LARGEST_FILE} bytes");
+        return Err(TokenizerError::invalid(file, "size", expected, facts.len().to_string()));
+    }
+    fs::read_to_string(file).map_err(unreadable)
 }
 
 fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, TokenizerError> {

@@ -52,8 +52,11 @@ pub enum SamplingError {
         /// Its value.
         found: f32,
     },
-    /// Every logit is NaN or minus infinity: the model's weights are broken.
-    #[error("none of the {0} logits is a number above minus infinity")]
+    /// A logit is NaN: the model's weights are broken.
+    #[error("the logit of token {0} is NaN: a weight of the model is broken")]
+    Broken(usize),
+    /// Every logit is minus infinity.
+    #[error("none of the {0} logits is above minus infinity")]
     NoCandidate(usize),
 }
 
@@ -109,8 +112,12 @@ impl Sampler {
     /// which the last few count as recent. Of equal logits the lower token is the better.
     ///
     /// # Errors
-    /// [`SamplingError::NoCandidate`].
+    /// [`SamplingError::Broken`], [`SamplingError::NoCandidate`].
     pub fn sample(&mut self, logits: &[f32], tokens: &[u32]) -> Result<u32, SamplingError> {
+        // Not left out: what else the model says would be no more to be trusted.
+        if let Some(token) = logits.iter().position(|logit| logit.is_nan()) {
+            return Err(SamplingError::Broken(token));
+        }
         self.collect(logits, tokens);
         if self.candidates.is_empty() {
             return Err(SamplingError::NoCandidate(logits.len()));
@@ -125,10 +132,9 @@ impl Sampler {
         Ok(self.draw())
     }
 
-    /// All tokens with a logit that is a number, penalised, in order of tokens.
+    /// All tokens with a logit above minus infinity, penalised, in order of tokens.
     fn collect(&mut self, logits: &[f32], tokens: &[u32]) {
-        let usable = |logit: f32| !logit.is_nan() && logit > f32::NEG_INFINITY;
-        let all = (0..).zip(logits).filter(|(_, logit)| usable(**logit));
+        let all = (0..).zip(logits).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
         self.candidates.clear();
         self.candidates.extend(all.map(|(token, &logit)| Candidate { token, logit: logit.min(f32::MAX) }));
         let penalty = self.options.repeat_penalty;

@@ -110,14 +110,15 @@ fn ties_go_to_the_lower_token() {
 }
 
 #[test]
-fn odd_numbers_are_no_candidates() {
+fn minus_infinity_is_no_candidate_and_nan_an_error() {
     let nan = f32::NAN;
     let inf = f32::INFINITY;
     for options in [Sampling::default(), hot(), Sampling { top_p: 0.9, min_p: 0.1, ..hot() }] {
         let sample = |logits: &[f32]| Sampler::new(options.clone()).unwrap().sample(logits, &[]);
-        assert_eq!(sample(&[nan, -inf, 1.0, nan]), Ok(2), "{options:?}");
-        assert_eq!(sample(&[0.0, inf, 1.0, nan]), Ok(1), "{options:?}");
-        assert_eq!(sample(&[nan, -inf]), Err(SamplingError::NoCandidate(2)), "{options:?}");
+        assert_eq!(sample(&[-inf, -inf, 1.0, -inf]), Ok(2), "{options:?}");
+        assert_eq!(sample(&[0.0, inf, 1.0]), Ok(1), "{options:?}");
+        assert_eq!(sample(&[-inf, -inf]), Err(SamplingError::NoCandidate(2)), "{options:?}");
+        assert_eq!(sample(&[0.0, 9.0, nan]), Err(SamplingError::Broken(2)), "{options:?}");
         assert_eq!(sample(&[]), Err(SamplingError::NoCandidate(0)), "{options:?}");
     }
     // A temperature so low that all but the best weigh nothing.

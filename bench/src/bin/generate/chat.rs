@@ -21,15 +21,27 @@ use std::{
 /// What a program ends with that Ctrl-C ends: 128 and the signal's number, as shells have it.
 const INTERRUPTED: i32 = 130;
 
+/// The template that came with a model: better known to be there and right before the weights are loaded.
+///
+/// # Errors
+/// There is none, or it does not parse.
+pub fn template(model: &Model) -> Result<ChatTemplate, Failure> {
+    let file = model.checkpoint().path().display();
+    match ChatTemplate::of(model.tokenizer()?).map_err(|error| format!("--chat: {file}: {error}"))? {
+        Some(template) => Ok(template),
+        None => Err(format!("--chat: {file} has no chat template").into()),
+    }
+}
+
 /// Talks until the user has nothing more to say.
-pub fn converse(engine: &Engine, sampler: Sampler, predict: usize) -> Result<(), Failure> {
+pub fn converse(
+    engine: &Engine,
+    template: ChatTemplate,
+    sampler: Sampler,
+    predict: usize,
+) -> Result<(), Failure> {
     let model: Arc<Model> = Arc::clone(engine.model());
     let tokenizer = model.tokenizer()?;
-    let template = ChatTemplate::of(tokenizer)?;
-    let template = template.ok_or_else(|| {
-        let file = model.checkpoint().path().display();
-        format!("--chat: {file} has no chat template")
-    })?;
     let session = outliving(engine.session()?);
     let cancel = session.cancel_flag();
     let answering = Arc::new(AtomicBool::new(false));

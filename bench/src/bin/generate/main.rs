@@ -5,7 +5,7 @@ mod embedded;
 
 use bench::cli::{
     self, DeviceOptions, Failure, ListOption, OpenDevices, Rate, RunOptions, SamplingOptions, list_devices,
-    loaded, opened, outliving, print_json, tell, tokenizer,
+    loaded, open, opened, outliving, print_json, tell, tokenizer,
 };
 use clap::Parser;
 use model_deepseek::{Engine, Model, Sampler, Stop, tokenizer::Special};
@@ -73,16 +73,17 @@ fn run(options: Options) -> Result<(), Failure> {
     let sampler = Sampler::new(options.sampling.resolve()).map_err(|error| format!("--{error}"))?;
     let prompt = options.prompt()?;
     let devices = OpenDevices::new(&options.devices)?;
-    let model = opened(match &options.model {
-        Some(path) => Model::open(path)?,
-        None => Model::new(embedded::open()?)?,
-    });
+    let model = match &options.model {
+        Some(path) => open(path, &options.devices)?,
+        None => opened(Model::new(embedded::open()?)?),
+    };
     tokenizer(&model)?;
+    let template = if options.chat { Some(chat::template(&model)?) } else { None };
     let engine = loaded(&model, &devices, &options.run.resolve(options.ctx))?;
     eprintln!("{}; seed {}", devices.description(), sampler.options().seed);
     tell(engine.plans(), options.verbose);
-    if options.chat {
-        return chat::converse(&engine, sampler, options.predict);
+    if let Some(template) = template {
+        return chat::converse(&engine, template, sampler, options.predict);
     }
     write(&options, &engine, sampler, &prompt)
 }

@@ -113,6 +113,8 @@ fn templates_take_bounded_memory() {
         ("'12345678'", "filter replace('', ns.x) %}{{ ns.x }}{% endfilter %}{% set ns.x = ns.x ~ ns.x"),
         ("'\\u0001\\u0001'", "set ns.x = [ns.x, ns.x] | string"),
         ("'<<<<'", "autoescape true %}{% set ns.x = ns.x | escape ~ ns.x %}{% endautoescape"),
+        ("'x' * 600000", "set ns.x = ns.x.split('')"),
+        ("'x' * 600000", "set ns.x = ns.x | list"),
         ("range(100000)", "set ns.x = ns.x | list"),
         // cycles
         ("[1]", "set ns.x = ns"),
@@ -136,7 +138,7 @@ fn templates_take_bounded_memory() {
         "range(7000) | batch(1) | list",
         "dict(a=['x' * 1000] * 500, b=[1, 2.5, none] * 1000)",
         "(1, 'x') * 8000",
-        "(('x' * 700000) ~ ' ').split('')",
+        "('x' * 7000).split('')",
     ];
     // What may turn a value into a larger one: text, lists, comparisons.
     let uses = [

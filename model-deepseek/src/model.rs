@@ -251,8 +251,8 @@ fn check_router(info: &TensorInfo, bytes: &[u8]) -> Result<(), SourceError> {
     let mut row = vec![0.0; inner];
     for (index, bytes) in bytes.chunks_exact(dtype.row_bytes(inner)).enumerate() {
         format::decode(dtype, bytes, &mut row);
-        let wrong = |value: &f32| !value.is_finite() && !(may_close && *value == f32::NEG_INFINITY);
-        if let Some(column) = row.iter().position(wrong) {
+        let right = |value: &f32| value.is_finite() || (may_close && *value == f32::NEG_INFINITY);
+        if let Some(column) = row.iter().position(|value| !right(value)) {
             let (expected, place) = match may_close {
                 true => {
                     ("finite numbers, or -inf for experts that are closed", format!("of expert {column}"))

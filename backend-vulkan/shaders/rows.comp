@@ -233,6 +233,9 @@ void combine(RowOp op, uint row) {
     }
 }
 
+// `RouteAttributes::CLOSED`, -2^126.
+const uint CLOSED = 0xfe800000u;
+
 // a: scores [width experts]; b: bias, or 0; out0: ids, out1: weights, [inner chosen]; width_b groups, of which
 // `groups_used` are open.
 void route(RowOp op, uint row) {
@@ -261,11 +264,12 @@ void route(RowOp op, uint row) {
     for (uint e = thread; e < experts; e += THREADS) {
         const float p = softmax ? probability[e] / sum : 1.0 / (1.0 + exp(-scores.at[e]));
         const float bias = op.b == 0 ? 0.0 : In(op.b).at[e];
-        const float s = op.b == 0 ? p : p + bias;
+        // Bits of what was read, as arithmetic need not keep NaN. A bias of -inf closes an expert.
+        const bool closed = floatBitsToUint(bias) == 0xff800000u;
+        const float s = closed ? uintBitsToFloat(CLOSED) : (op.b == 0 ? p : p + bias);
         probability[e] = p;
         score[e] = s;
-        // Bits of what was read, as arithmetic need not keep NaN.
-        if (is_nan(scores.at[e]) || !is_finite(bias) || !is_finite(s)) {
+        if (is_nan(scores.at[e]) || (!closed && !is_finite(bias)) || !is_finite(s)) {
             atomicOr(rejected, 1u);
         }
     }

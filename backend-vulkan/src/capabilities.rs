@@ -1,6 +1,6 @@
 //! What a device offers and what its driver needs worked around, found out once, as named bits.
 
-use crate::instance::Instance;
+use crate::{instance::Instance, tuning::Arithmetic};
 use ash::{ext, khr, vk};
 use std::ffi::CStr;
 
@@ -27,6 +27,13 @@ pub(crate) struct Capabilities {
     pub shares_memory: bool,
     /// The driver runs shaders on the CPU: dispatches are dear, and loads of one lane as dear as of all.
     pub software: bool,
+    /// Four products of bytes are summed at once (`VK_KHR_shader_integer_dot_product`).
+    pub integer_dots: bool,
+    /// There is an instruction for it.
+    pub fast_integer_dots: bool,
+    /// Rows, columns and depth of matrices of 16-bit floats that a subgroup multiplies, summing in f32
+    /// (`VK_KHR_cooperative_matrix`).
+    pub matrix: Option<[u32; 3]>,
 }
 
 /// Which of the features a device lacks without which no shader of ours runs, by the names that Vulkan gives them.
@@ -79,6 +86,49 @@ pub(crate) fn missing(instance: &Instance, device: vk::PhysicalDevice) -> Vec<&'
     missing
 }
 
+/// Whether four products of bytes are summed at once, and whether by one instruction.
+fn integer_dots(instance: &Instance, device: vk::PhysicalDevice) -> (bool, bool) {
+    if !instance.has(device, khr::shader_integer_dot_product::NAME) {
+        return (false, false);
+    }
+    let mut offered = vk::PhysicalDeviceShaderIntegerDotProductFeatures::default();
+    let mut how = vk::PhysicalDeviceShaderIntegerDotProductProperties::default();
+    let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut offered);
+    let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut how);
+    // SAFETY: the device is of this instance and has the extension whose structures are chained.
+    unsafe {
+        instance.functions().get_physical_device_features2(device, &mut features);
+        instance.functions().get_physical_device_properties2(device, &mut properties);
+    }
+    let offered = offered.shader_integer_dot_product != vk::FALSE;
+    (offered, offered && how.integer_dot_product4x8_bit_packed_signed_accelerated != vk::FALSE)
+}
+
+/// The first shape of matrices that our shader can use: tiles are multiples of 16 rows and columns, a unit of 32 values.
+fn matrix(instance: &Instance, device: vk::PhysicalDevice) -> Option<[u32; 3]> {
+    if !instance.has(device, khr::cooperative_matrix::NAME) {
+        return None;
+    }
+    let mut twelve = vk::PhysicalDeviceVulkan12Features::default();
+    let mut offered = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default();
+    let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut twelve).push_next(&mut offered);
+    // SAFETY: the device is of this instance and has the extension whose structure is chained.
+    unsafe { instance.functions().get_physical_device_features2(device, &mut features) };
+    let needed = [offered.cooperative_matrix, twelve.shader_float16, twelve.vulkan_memory_model];
+    if needed.contains(&vk::FALSE) {
+        return None;
+    }
+    let (half, single) = (vk::ComponentTypeKHR::FLOAT16, vk::ComponentTypeKHR::FLOAT32);
+    let suits = |shape: &vk::CooperativeMatrixPropertiesKHR<'_>| {
+        (shape.a_type, shape.b_type, shape.c_type, shape.result_type) == (half, half, single, single)
+            && shape.scope == vk::ScopeKHR::SUBGROUP
+            && [shape.m_size, shape.n_size].iter().all(|size| *size > 0 && 16u32.is_multiple_of(*size))
+            && shape.k_size > 0
+            && 32u32.is_multiple_of(shape.k_size)
+    };
+    instance.matrix(device, suits)
+}
+
 impl Capabilities {
     pub(crate) fn of(instance: &Instance, device: vk::PhysicalDevice, family: u32) -> Self {
         let functions = instance.functions();
@@ -102,6 +152,7 @@ impl Capabilities {
         let families = unsafe { functions.get_physical_device_queue_family_properties(device) };
         let timestamps = families[family as usize].timestamp_valid_bits > 0;
         let kind = basic.device_type;
+        let (integer_dots, fast_integer_dots) = integer_dots(instance, device);
         let mut largest_buffer = eleven.max_memory_allocation_size;
         if maintenance4 {
             largest_buffer = largest_buffer.min(sizes.max_buffer_size);
@@ -123,6 +174,22 @@ impl Capabilities {
                 vk::PhysicalDeviceType::CPU | vk::PhysicalDeviceType::INTEGRATED_GPU
             ),
             software: kind == vk::PhysicalDeviceType::CPU,
+            integer_dots,
+            fast_integer_dots,
+            matrix: matrix(instance, device),
+        }
+    }
+
+    /// What stands in the way of an arithmetic.
+    pub(crate) fn offers_arithmetic(&self, arithmetic: Arithmetic) -> Result<(), &'static str> {
+        match arithmetic {
+            Arithmetic::IntegerDots if !self.integer_dots => {
+                Err("its driver lacks shaderIntegerDotProduct, which integer dot products need")
+            }
+            Arithmetic::CooperativeMatrices if self.matrix.is_none() => {
+                Err("its driver lacks cooperative matrices of 16-bit floats that are summed in f32")
+            }
+            _ => Ok(()),
         }
     }
 
@@ -134,6 +201,8 @@ impl Capabilities {
             (self.import_alignment.is_some(), "imports host memory"),
             (self.memory_budget, "tells free memory"),
             (self.timestamp_period.is_some(), "timestamps"),
+            (self.fast_integer_dots, "integer dot products"),
+            (self.matrix.is_some(), "cooperative matrices"),
         ];
         named.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect()
     }

@@ -5,7 +5,7 @@ use crate::{
     capabilities::{self, Capabilities},
     instance::{Instance, OLDEST_VERSION},
     pipelines::Pipelines,
-    tuning::DeviceClass,
+    tuning::{Arithmetic, DeviceClass},
 };
 use ash::{ext, khr, vk};
 use backend_api::{DeviceError, DeviceInfo};
@@ -35,6 +35,7 @@ pub(crate) struct Context {
     /// Copies always go through staging memory, also where the device's can be written to directly.
     pub always_stage: bool,
     pub class: Option<DeviceClass>,
+    pub arithmetic: Option<Arithmetic>,
     pub host_import: Option<ext::external_memory_host::Device>,
     pub physical: vk::PhysicalDevice,
     debug: Option<ext::debug_utils::Device>,
@@ -67,11 +68,13 @@ impl Context {
             return Err(VulkanError::NoSuchDevice { index, found: found.len() });
         };
         let info = instance.describe(index, physical);
-        let queue_family = usable(&instance, physical).map_err(|lacks| VulkanError::Refused {
-            device: format!("{} ({})", info.name, info.description),
-            lacks,
-        })?;
+        let refused =
+            |lacks| VulkanError::Refused { device: format!("{} ({})", info.name, info.description), lacks };
+        let queue_family = usable(&instance, physical).map_err(refused)?;
         let capabilities = Capabilities::of(&instance, physical, queue_family);
+        if let Some(arithmetic) = options.arithmetic {
+            capabilities.offers_arithmetic(arithmetic).map_err(|lacks| refused(lacks.to_owned()))?;
+        }
         let device = create_device(&instance, physical, queue_family, &capabilities)?;
         let context =
             Self::equip(instance, physical, device.clone(), queue_family, capabilities, info, options);
@@ -131,6 +134,7 @@ impl Context {
             queue_family,
             always_stage: options.always_stage,
             class: options.class,
+            arithmetic: options.arithmetic,
             host_import,
             physical,
             debug,
@@ -324,18 +328,36 @@ fn create_device(
     if instance.has(physical, khr::maintenance4::NAME) {
         extensions.push(khr::maintenance4::NAME);
     }
+    let mut dots =
+        vk::PhysicalDeviceShaderIntegerDotProductFeatures::default().shader_integer_dot_product(true);
+    if capabilities.integer_dots {
+        extensions.push(khr::shader_integer_dot_product::NAME);
+    }
+    let mut matrices = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);
+    let has_matrices = capabilities.matrix.is_some();
+    if has_matrices {
+        extensions.push(khr::cooperative_matrix::NAME);
+    }
     let extensions: Vec<_> = extensions.iter().map(|name| name.as_ptr()).collect();
     let basic = vk::PhysicalDeviceFeatures::default().shader_int64(true);
     let mut features11 = vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(true);
     let mut features12 = vk::PhysicalDeviceVulkan12Features::default()
         .buffer_device_address(true)
         .scalar_block_layout(true)
-        .timeline_semaphore(true);
+        .timeline_semaphore(true)
+        .shader_float16(has_matrices)
+        .vulkan_memory_model(has_matrices);
     let mut features = vk::PhysicalDeviceFeatures2::default()
         .features(basic)
         .push_next(&mut features11)
         .push_next(&mut features12)
         .push_next(&mut control);
+    if capabilities.integer_dots {
+        features = features.push_next(&mut dots);
+    }
+    if has_matrices {
+        features = features.push_next(&mut matrices);
+    }
     let create = vk::DeviceCreateInfo::default()
         .queue_create_infos(&queue)
         .enabled_extension_names(&extensions)

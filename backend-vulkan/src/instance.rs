@@ -1,7 +1,7 @@
 //! The loader and the instance: opened together, closed together.
 
 use crate::VulkanError;
-use ash::{Entry, Instance as Functions, ext, vk};
+use ash::{Entry, Instance as Functions, ext, khr, vk};
 use backend_api::{DeviceInfo, DeviceKind};
 use std::{
     borrow::Cow,
@@ -121,6 +121,19 @@ impl Instance {
         // SAFETY: the device is of this instance, and of version 1.1 or newer, as every one that is opened.
         unsafe { self.functions.get_physical_device_properties2(device, &mut all) };
         vk::PhysicalDeviceSubgroupProperties { p_next: ptr::null_mut(), ..subgroups }
+    }
+
+    /// Rows, columns and depth of the first cooperative matrices that suit, of a device that has the extension.
+    pub(crate) fn matrix(
+        &self,
+        device: vk::PhysicalDevice,
+        suits: impl Fn(&vk::CooperativeMatrixPropertiesKHR<'_>) -> bool,
+    ) -> Option<[u32; 3]> {
+        let functions = khr::cooperative_matrix::Instance::new(&self._library, &self.functions);
+        // SAFETY: the device is of this instance and has the extension.
+        let found = unsafe { functions.get_physical_device_cooperative_matrix_properties(device) };
+        let shapes = found.unwrap_or_default();
+        shapes.iter().find(|shape| suits(shape)).map(|shape| [shape.m_size, shape.n_size, shape.k_size])
     }
 
     pub(crate) fn functions(&self) -> &Functions {

@@ -13,8 +13,8 @@
 //! # What it promises
 //!
 //! Repeating a step gives the same bits. One row alone and the same row in a batch agree within the bound of their
-//! operation, not to the bit. Activations stay f32 also beside quantised weights, so that both
-//! [precisions](backend_api::Precision) are the exact one.
+//! operation, not to the bit. [`Precision::F32`](backend_api::Precision::F32) is f32 throughout. In the default one
+//! products of few rows are too; those of many are computed with what the device is fastest at ([`Arithmetic`]).
 //!
 //! The Vulkan loader is opened at run time: the crate builds and starts on machines that have none, where
 //! [`VulkanDevice::enumerate`] answers with a sentence.
@@ -50,7 +50,7 @@ mod tuning;
 
 pub use device::VulkanDevice;
 pub use memory::VulkanBuffer;
-pub use tuning::DeviceClass;
+pub use tuning::{Arithmetic, DeviceClass};
 
 use backend_api::DeviceInfo;
 use std::path::PathBuf;
@@ -65,6 +65,9 @@ pub struct VulkanOptions {
     pub always_stage: bool,
     /// How work is cut; by the device's kind, if not given.
     pub class: Option<DeviceClass>,
+    /// How products of many columns are computed where they need not be exact; the best that the device has instructions
+    /// for, if not given. One that the device does not offer is refused.
+    pub arithmetic: Option<Arithmetic>,
     /// Where compiled shaders are kept; `fathom` in the user's cache folder, if not given.
     pub cache_folder: Option<PathBuf>,
 }

@@ -2,8 +2,8 @@
 
 use crate::{memory::VulkanBuffer, pipelines::Shader, shared::*, tuning::Tuning};
 use backend_api::{
-    Capacity, DType, Extent, Gating, Op, OpDesc, ProgramDesc, ProgramOp, RopeAttributes, Step, TensorDesc,
-    Unsupported,
+    Capacity, DType, Extent, Gating, Op, OpDesc, Operand, Precision, ProgramDesc, RopeAttributes, Step,
+    TensorDesc, Unsupported,
 };
 use std::{any::Any, mem::offset_of, ops::Range};
 
@@ -317,10 +317,14 @@ impl<'a> Lowering<'a> {
         let op = &program.ops[index];
         let inputs = self.tensors(&op.inputs)?;
         let outputs = self.tensors(&op.outputs)?;
-        self.check(op, &inputs, &outputs)?;
+        let operands = |tensors: &[Tensor]| -> Vec<Operand> {
+            let operand = |t: &Tensor| Operand { desc: t.desc, address: t.address, writable: t.writable };
+            tensors.iter().map(operand).collect()
+        };
+        program.check_operands(&op.op, &operands(&inputs), &operands(&outputs))?;
         match &op.op {
-            Op::MatMul { .. } | Op::HeadMatMul { .. } | Op::ExpertMatMul { .. } => {
-                self.product(index, &inputs, &outputs[0])
+            Op::MatMul { precision } | Op::HeadMatMul { precision } | Op::ExpertMatMul { precision } => {
+                self.product(index, &inputs, &outputs[0], *precision)
             }
             Op::EmbedRows => self.embed(index, &inputs, &outputs[0]),
             Op::LatentAttention { scale, latent } => {
@@ -355,38 +359,6 @@ impl<'a> Lowering<'a> {
             Ok(Tensor { address, span: span as u64, desc: found.desc, writable: own.is_writable() })
         };
         values.iter().map(tensor).collect()
-    }
-
-    fn check(&self, op: &ProgramOp, inputs: &[Tensor], outputs: &[Tensor]) -> Result<(), String> {
-        let cache = match op.op {
-            Op::KvStore => outputs.first(),
-            Op::LatentAttention { .. } => inputs.get(1),
-            _ => None,
-        };
-        if let Some(cache) = cache
-            && (cache.fixed(0) as usize) < self.capacity().kv_len
-        {
-            let wanted = self.capacity().kv_len;
-            return Err(format!("expected a cache of {wanted} rows or more, found {:?}", cache.desc));
-        }
-        let apart =
-            |a: &Tensor, b: &Tensor| a.address + a.span <= b.address || b.address + b.span <= a.address;
-        for (index, output) in outputs.iter().enumerate() {
-            if !output.writable {
-                return Err("an output lies in imported bytes, which are only read".to_owned());
-            }
-            for input in inputs {
-                let in_place =
-                    op.op == Op::Add && input.address == output.address && input.desc == output.desc;
-                if !in_place && !apart(output, input) {
-                    return Err(format!("output {:?} overlaps input {:?}", output.desc, input.desc));
-                }
-            }
-            if let Some(other) = outputs[..index].iter().find(|other| !apart(output, other)) {
-                return Err(format!("output {:?} overlaps output {:?}", output.desc, other.desc));
-            }
-        }
-        Ok(())
     }
 
     fn row(&mut self, index: usize, op: &Op, inputs: &[Tensor], outputs: &[Tensor]) {
@@ -504,7 +476,7 @@ impl<'a> Lowering<'a> {
         });
     }
 
-    fn product(&mut self, index: usize, inputs: &[Tensor], out: &Tensor) {
+    fn product(&mut self, index: usize, inputs: &[Tensor], out: &Tensor, precision: Precision) {
         let (w, x) = (&inputs[0], &inputs[1]);
         let rank = w.desc.shape.rank();
         let (m, k) = (w.fixed(rank - 2), w.width());
@@ -523,6 +495,9 @@ impl<'a> Lowering<'a> {
             matrices: 1,
             extent,
             fixed_count,
+            // Not null also where there is none: a driver may load before it knows whether it should.
+            ids: self.step,
+            order: self.step,
             ..ProductJob::default()
         };
         let full = self.capacity().full_step();
@@ -560,11 +535,13 @@ impl<'a> Lowering<'a> {
             },
             None => {
                 // Few pairs seldom meet at an expert: each reads its own.
-                let width = if job.ids == 0 { self.tuning.columns(columns, rows) } else { 1 };
+                let width = if inputs.len() == 2 { self.tuning.columns(columns, rows) } else { 1 };
                 (width, count_of(out.extent(0), job.used, width))
             }
         };
-        let mut shape = self.tuning.product(width, tiles.at(&full) as usize, rows, k);
+        // Beside a float weight activations stay f32.
+        let exact = precision == Precision::F32 || !w.desc.dtype.is_quantized();
+        let mut shape = self.tuning.product(width, tiles.at(&full) as usize, rows, k, exact);
         shape.constants.push(u32::from(x.together(shape.together)));
         let shader = Shader {
             name: format!("product_{}_{}", shape.kernel, name_of(w.desc.dtype)),

@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -37,6 +37,12 @@ spirv! {
     "product_tiled_q5_0" "product_tiled_q5_1" "product_tiled_q8_0" "product_tiled_q2_k" "product_tiled_q3_k"
     "product_tiled_q4_k" "product_tiled_q5_k" "product_tiled_q6_k" "product_tiled_iq4_nl"
     "product_tiled_iq4_xs"
+    "product_dots_q4_0" "product_dots_q4_1" "product_dots_q5_0" "product_dots_q5_1" "product_dots_q8_0"
+    "product_dots_q2_k" "product_dots_q3_k" "product_dots_q4_k" "product_dots_q5_k" "product_dots_q6_k"
+    "product_dots_iq4_nl" "product_dots_iq4_xs"
+    "product_matrix_q4_0" "product_matrix_q4_1" "product_matrix_q5_0" "product_matrix_q5_1"
+    "product_matrix_q8_0" "product_matrix_q2_k" "product_matrix_q3_k" "product_matrix_q4_k"
+    "product_matrix_q5_k" "product_matrix_q6_k" "product_matrix_iq4_nl" "product_matrix_iq4_xs"
 }
 
 /// Bytes of push constants that every device has.
@@ -69,6 +75,8 @@ pub(crate) struct Pipelines {
     pub layout: vk::PipelineLayout,
     cache: vk::PipelineCache,
     made: Mutex<HashMap<Shader, vk::Pipeline>>,
+    /// How many were made when the cache was written.
+    kept: AtomicUsize,
     file: Option<PathBuf>,
     notice: Option<String>,
     subgroup: u32,
@@ -123,7 +131,16 @@ impl Pipelines {
         })?;
         let subgroup = capabilities.subgroup;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Ok(Pipelines { layout, cache, made: Mutex::default(), file, notice, subgroup, id })
+        Ok(Pipelines {
+            layout,
+            cache,
+            made: Mutex::default(),
+            kept: AtomicUsize::new(0),
+            file,
+            notice,
+            subgroup,
+            id,
+        })
     }
 
     /// What the user should know of the cache on disk.
@@ -182,7 +199,21 @@ impl Pipelines {
         made.map(|pipelines| pipelines[0]).map_err(|(_, result)| result)
     }
 
-    /// Writes the cache and destroys everything.
+    /// Writes the cache, if pipelines have come since it was written last: now, as nobody knows how the process ends.
+    pub(crate) fn keep(&self, device: &ash::Device) {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).len();
+        if self.kept.swap(made, Ordering::Relaxed) == made {
+            return;
+        }
+        // SAFETY: the cache is of this device.
+        let data = unsafe { device.get_pipeline_cache_data(self.cache) };
+        if let (Some(file), Ok(data)) = (&self.file, data) {
+            // A cache that cannot be written costs time, nothing else.
+            let _ = write_whole(file, self.id, &seal(&data));
+        }
+    }
+
+    /// Destroys everything.
     ///
     /// # Safety
     /// `device` is that of [`Pipelines::new`]; no pipeline is in use or will be.
@@ -190,12 +221,6 @@ impl Pipelines {
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: as the caller says.
         unsafe {
-            if let (Some(file), false) = (&self.file, made.is_empty())
-                && let Ok(data) = device.get_pipeline_cache_data(self.cache)
-            {
-                // A cache that cannot be written costs time, nothing else.
-                let _ = write_whole(file, self.id, &seal(&data));
-            }
             for pipeline in made.values() {
                 device.destroy_pipeline(*pipeline, None);
             }

@@ -100,7 +100,7 @@ impl VulkanProgram {
                 end = end.next_multiple_of(64);
             }
         }
-        let tuning = Tuning::new(context.class, &context.capabilities);
+        let tuning = Tuning::new(context.class, context.arithmetic, &context.capabilities);
         let named = |what: &str| format!("{what} of program {}", program.name);
         let step = Memory::new(context, &named("numbers"), end as usize, MemoryLocation::CpuToGpu)?;
         if step.mapped().is_none() {
@@ -196,6 +196,7 @@ impl VulkanProgram {
             context: Arc::clone(context),
         };
         compiled.plain = compiled.record(None)?;
+        context.pipelines.keep(&context.device);
         Ok(compiled)
     }
 

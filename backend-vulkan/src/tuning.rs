@@ -12,11 +12,26 @@ pub enum DeviceClass {
     Gpu,
 }
 
+/// In what numbers products of many columns are computed beside a quantised weight, where they need not be exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// f32 throughout.
+    Floats,
+    /// Activations are rounded to 8 bits, with a scale for 16 of them, and multiplied with the levels of weights in
+    /// integers (`VK_KHR_shader_integer_dot_product`).
+    IntegerDots,
+    /// Both are rounded to 16-bit floats, products are summed in f32 (`VK_KHR_cooperative_matrix`).
+    CooperativeMatrices,
+}
+
 /// The numbers that follow from the class.
 #[derive(Clone, Debug)]
 pub(crate) struct Tuning {
     pub class: DeviceClass,
     pub subgroup: u32,
+    arithmetic: Arithmetic,
+    /// Rows, columns and depth of cooperative matrices, for that arithmetic.
+    matrix: [u32; 3],
     /// Invocations that work on a row together.
     pub row_threads: u32,
     /// Multiply-accumulates in a second, about; to cut long programs.
@@ -72,7 +87,8 @@ impl Tile {
         self.rows / self.own_rows * (self.columns / self.own_columns)
     }
 
-    /// Bytes that a work group shares: 36 numbers for each row and column, and addresses.
+    /// Bytes that a work group shares: 36 numbers for each row and column, and addresses. Other arithmetic than that of
+    /// floats takes less.
     fn shared_memory(&self) -> u32 {
         4 * 36 * (self.rows + self.columns) + 8 * self.columns
     }
@@ -100,14 +116,27 @@ pub(crate) struct AttentionShape {
 }
 
 impl Tuning {
-    pub(crate) fn new(class: Option<DeviceClass>, capabilities: &Capabilities) -> Self {
+    pub(crate) fn new(
+        class: Option<DeviceClass>,
+        arithmetic: Option<Arithmetic>,
+        capabilities: &Capabilities,
+    ) -> Self {
         let own = if capabilities.software { DeviceClass::Software } else { DeviceClass::Gpu };
         let class = class.unwrap_or(own);
         let subgroup = capabilities.subgroup;
+        let matrix = capabilities.matrix.unwrap_or([16; 3]);
+        let arithmetic = arithmetic.unwrap_or(match capabilities {
+            Capabilities { matrix: Some(_), .. } => Arithmetic::CooperativeMatrices,
+            Capabilities { fast_integer_dots: true, .. } => Arithmetic::IntegerDots,
+            _ => Arithmetic::Floats,
+        });
         match class {
             DeviceClass::Software => Tuning {
                 class,
                 subgroup,
+                // Nothing of that is an instruction there.
+                arithmetic: Arithmetic::Floats,
+                matrix,
                 row_threads: 32.max(subgroup),
                 macs_per_second: 4e9,
                 chunk: 1024,
@@ -118,6 +147,8 @@ impl Tuning {
             DeviceClass::Gpu => Tuning {
                 class,
                 subgroup,
+                arithmetic,
+                matrix,
                 row_threads: capabilities.largest_group.min(256),
                 // Less than any of its kind has, as a driver may kill what takes too long.
                 macs_per_second: if capabilities.shares_memory { 1e11 } else { 5e11 },
@@ -163,8 +194,16 @@ impl Tuning {
         full.or(fit().next()).unwrap_or(TILES[0])
     }
 
-    /// For tiles of so many [`columns`](Self::columns), so many of them, with so many rows of `k` weights in all.
-    pub(crate) fn product(&self, columns: u32, column_tiles: usize, rows: usize, k: u32) -> ProductShape {
+    /// For tiles of so many [`columns`](Self::columns), so many of them, with so many rows of `k` weights in all; `exact`
+    /// where nothing may be rounded below f32.
+    pub(crate) fn product(
+        &self,
+        columns: u32,
+        column_tiles: usize,
+        rows: usize,
+        k: u32,
+        exact: bool,
+    ) -> ProductShape {
         if self.class == DeviceClass::Software {
             let lanes = rows as u32 / self.subgroup;
             let most = if columns > 4 { 2 } else { 4 };
@@ -179,12 +218,33 @@ impl Tuning {
         }
         if columns as usize > FEW_COLUMNS {
             let tile = self.tile(|tile| tile.columns == columns, |tile| tile.groups(column_tiles, rows));
-            return ProductShape {
-                kernel: "tiled",
-                constants: vec![tile.threads(), tile.rows, columns, tile.own_rows, tile.own_columns],
-                together: 4,
-                rows: tile.rows,
-                whole_subgroups: false,
+            let [block_rows, block_columns, depth] = self.matrix;
+            let in_blocks =
+                tile.rows.is_multiple_of(block_rows) && tile.columns.is_multiple_of(block_columns);
+            return match self.arithmetic {
+                Arithmetic::CooperativeMatrices if !exact && in_blocks => ProductShape {
+                    kernel: "matrix",
+                    constants: vec![
+                        // As few subgroups as have a block each.
+                        self.subgroup * (128 / self.subgroup).clamp(1, self.matrix_blocks(&tile)),
+                        self.subgroup,
+                        tile.rows,
+                        columns,
+                        block_rows,
+                        block_columns,
+                        depth,
+                    ],
+                    together: 4,
+                    rows: tile.rows,
+                    whole_subgroups: true,
+                },
+                arithmetic => ProductShape {
+                    kernel: if !exact && arithmetic == Arithmetic::IntegerDots { "dots" } else { "tiled" },
+                    constants: vec![tile.threads(), tile.rows, columns, tile.own_rows, tile.own_columns],
+                    together: 4,
+                    rows: tile.rows,
+                    whole_subgroups: false,
+                },
             };
         }
         let subgroups = (128 / self.subgroup).clamp(1, 8);
@@ -210,6 +270,12 @@ impl Tuning {
             rows: subgroups / split * own_rows,
             whole_subgroups: true,
         }
+    }
+
+    /// Cooperative matrices that a tile consists of.
+    fn matrix_blocks(&self, tile: &Tile) -> u32 {
+        let [rows, columns, _] = self.matrix;
+        tile.rows / rows * (tile.columns / columns)
     }
 
     pub(crate) fn attention(
@@ -304,7 +370,7 @@ mod tests {
 
     fn tuning(class: DeviceClass, subgroup: u32, shared_memory: u32) -> Tuning {
         let capabilities = Capabilities { subgroup, shared_memory, ..Capabilities::default() };
-        Tuning::new(Some(class), &capabilities)
+        Tuning::new(Some(class), None, &capabilities)
     }
 
     #[test]
@@ -314,7 +380,7 @@ mod tests {
             for columns in [9, 16, 17, 33, 64, 65, 512, 4096] {
                 for rows in [1, 64, 576, 2048, 102_400] {
                     let width = tuning.columns(columns, rows);
-                    let shape = tuning.product(width, columns.div_ceil(width as usize), rows, 2048);
+                    let shape = tuning.product(width, columns.div_ceil(width as usize), rows, 2048, true);
                     let tile = TILES.into_iter().find(|t| (t.rows, t.columns) == (shape.rows, width));
                     let tile = tile.unwrap_or_else(|| panic!("{shape:?}"));
                     assert!(tile.shared_memory() <= shared_memory, "{shape:?}");
@@ -332,7 +398,7 @@ mod tests {
             for (columns, rows, k) in
                 [(1, 64, 7168), (1, 576, 2048), (2, 2048, 512), (4, 102_400, 2048), (1, 1, 32)]
             {
-                let shape = tuning.product(columns, 1, rows, k);
+                let shape = tuning.product(columns, 1, rows, k, true);
                 let [threads, lanes, width, own_rows, split] = shape.constants[..] else {
                     panic!("{shape:?}")
                 };
@@ -342,9 +408,9 @@ mod tests {
                 assert!(split == 1 || k / 32 >= split * lanes, "idle lanes: {shape:?}");
             }
         }
-        let shape = tuning(DeviceClass::Gpu, 32, 32 << 10).product(1, 1, 64, 7168);
+        let shape = tuning(DeviceClass::Gpu, 32, 32 << 10).product(1, 1, 64, 7168, true);
         assert_eq!(shape.constants, [128, 32, 1, 1, 4]);
-        let shape = tuning(DeviceClass::Gpu, 32, 32 << 10).product(1, 1, 102_400, 2048);
+        let shape = tuning(DeviceClass::Gpu, 32, 32 << 10).product(1, 1, 102_400, 2048, true);
         assert_eq!(shape.constants, [128, 32, 1, 4, 1]);
     }
 
@@ -373,10 +439,10 @@ mod tests {
     fn tests_meet_every_shape() {
         let all =
             Capabilities { subgroup: 8, shared_memory: 32 << 10, software: true, ..Capabilities::default() };
-        let tuning = Tuning::new(Some(DeviceClass::Gpu), &all);
+        let tuning = Tuning::new(Some(DeviceClass::Gpu), None, &all);
         let shape = |columns: usize, rows| {
             let width = tuning.columns(columns, rows);
-            (tuning.product(width, columns.div_ceil(width as usize), rows, 256), width)
+            (tuning.product(width, columns.div_ceil(width as usize), rows, 256, true), width)
         };
         let few = [(1, 7), (1, 65), (1, 130), (2, 130), (4, 65)];
         let rows = few.map(|(columns, rows)| shape(columns, rows).0.constants[3]);
@@ -384,6 +450,6 @@ mod tests {
         let many = [(16, 65), (33, 33), (33, 65), (70, 65), (70, 130)];
         let met = many.map(|(columns, rows)| shape(columns, rows)).map(|(shape, width)| (shape.rows, width));
         assert_eq!(met, TILES.map(|tile| (tile.rows, tile.columns)));
-        assert_eq!(tuning.product(1, 1, 5, 7168).constants[4], 8, "the deep case shares rows");
+        assert_eq!(tuning.product(1, 1, 5, 7168, true).constants[4], 8, "the deep case shares rows");
     }
 }

@@ -16,10 +16,16 @@ ProductJob find_job(uint group) {
     return ProductJobs(push.table).at[index];
 }
 
+// Whether columns are grouped by expert. Where they are not, `order` and `ids` are addresses that may be read all the same:
+// a driver may load what a branch asks for before it knows whether the branch is taken.
+bool grouped(ProductJob job) {
+    return job.order_tiles != 0;
+}
+
 // Tiles of columns. A column is a row of the step, or one of its choices of experts; columns that are grouped by expert
 // come from a list that group.comp has written.
 uint column_tiles(ProductJob job) {
-    if (job.order != 0) {
+    if (grouped(job)) {
         return Words(job.order).at[0];
     }
     const uint columns = extent(Step(push.step), job.extent, job.fixed_count) * job.used;
@@ -29,6 +35,7 @@ uint column_tiles(ProductJob job) {
 // A tile of columns: where its weights start, and its columns, which are neighbours or entries of a list.
 struct Tile {
     uint64_t weights;
+    bool listed;
     uint64_t list;
     uint first;
     uint count;
@@ -40,18 +47,20 @@ Tile column_tile(ProductJob job, uint index, uint batch) {
     Tile tile;
     tile.batch = batch;
     uint matrix = batch;
-    if (job.order != 0) {
+    if (grouped(job)) {
         Words entry = Words(job.order + 4 * (1 + 3 * uint64_t(index)));
         matrix = min(entry.at[0], job.matrices - 1);
         tile.first = 0;
         tile.count = entry.at[2];
+        tile.listed = true;
         tile.list = job.order + 4 * (1 + 3 * uint64_t(job.order_tiles) + entry.at[1]);
     } else {
         const uint columns = extent(Step(push.step), job.extent, job.fixed_count) * job.used;
         tile.first = index * COLUMNS;
         tile.count = min(COLUMNS, columns - tile.first);
-        tile.list = 0;
-        if (job.ids != 0) {
+        tile.listed = false;
+        tile.list = job.order;
+        if (job.matrices > 1) {
             matrix = min(Words(job.ids).at[tile.first], job.matrices - 1);
         }
     }
@@ -62,7 +71,8 @@ Tile column_tile(ProductJob job, uint index, uint batch) {
 // Which column is the `i`th of a tile; past its last one, that one again.
 uint tile_column(Tile tile, uint i) {
     const uint column = tile.first + min(i, tile.count - 1);
-    return tile.list != 0 ? Words(tile.list).at[column] : column;
+    const uint entry = Words(tile.list).at[tile.listed ? column : 0];
+    return tile.listed ? entry : column;
 }
 
 // Where a column of activations starts, and its results.

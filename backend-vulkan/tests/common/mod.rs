@@ -12,12 +12,17 @@ pub fn open(options: VulkanOptions) -> Option<VulkanDevice> {
     let opened = match VulkanDevice::open_with(0, &options) {
         Err(VulkanError::NoValidation(missing)) if !required => {
             println!("without validation: {missing}");
-            VulkanDevice::open_with(0, &VulkanOptions { validation: false, ..options })
+            VulkanDevice::open_with(0, &VulkanOptions { validation: false, ..options.clone() })
         }
         other => other,
     };
     match opened {
         Ok(device) => Some(device),
+        // What was asked for beyond what every device must have.
+        Err(error @ VulkanError::Refused { .. }) if options.arithmetic.is_some() => {
+            println!("skipped: {error}");
+            None
+        }
         Err(error) if required => panic!("{error}"),
         Err(error) => {
             println!("skipped: {error}");

@@ -58,7 +58,8 @@ void load_activations(ProductJob job, uint unit) {
         const float most = max(max(largest.x, largest.y), max(largest.z, largest.w));
         // What is not finite makes every output of its column NaN; max() may pass over it.
         const float scale = finite ? most / 127.0 : nan();
-        const float inverse = most > 0.0 ? 127.0 / most : 0.0;
+        // Of less than that the inverse would be infinite, and products nothing.
+        const float inverse = most > 1.0e-30 ? 127.0 / most : 0.0;
         vec4 total = vec4(0.0);
         [[unroll]] for (uint i = 0; i < 4; i++) {
             const vec4 level = clamp(roundEven(own[i] * inverse), vec4(-127.0), vec4(127.0));

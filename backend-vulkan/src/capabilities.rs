@@ -114,7 +114,13 @@ fn matrix(instance: &Instance, device: vk::PhysicalDevice) -> Option<[u32; 3]> {
     let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut twelve).push_next(&mut offered);
     // SAFETY: the device is of this instance and has the extension whose structure is chained.
     unsafe { instance.functions().get_physical_device_features2(device, &mut features) };
-    let needed = [offered.cooperative_matrix, twelve.shader_float16, twelve.vulkan_memory_model];
+    // A device whose memory model is Vulkan's has to know the device's scope, too, which atomics of other shaders have.
+    let needed = [
+        offered.cooperative_matrix,
+        twelve.shader_float16,
+        twelve.vulkan_memory_model,
+        twelve.vulkan_memory_model_device_scope,
+    ];
     if needed.contains(&vk::FALSE) {
         return None;
     }
@@ -123,8 +129,7 @@ fn matrix(instance: &Instance, device: vk::PhysicalDevice) -> Option<[u32; 3]> {
         (shape.a_type, shape.b_type, shape.c_type, shape.result_type) == (half, half, single, single)
             && shape.scope == vk::ScopeKHR::SUBGROUP
             && [shape.m_size, shape.n_size].iter().all(|size| *size > 0 && 16u32.is_multiple_of(*size))
-            && shape.k_size > 0
-            && 32u32.is_multiple_of(shape.k_size)
+            && matches!(shape.k_size, 8 | 16 | 32)
     };
     instance.matrix(device, suits)
 }

@@ -346,7 +346,8 @@ fn create_device(
         .scalar_block_layout(true)
         .timeline_semaphore(true)
         .shader_float16(has_matrices)
-        .vulkan_memory_model(has_matrices);
+        .vulkan_memory_model(has_matrices)
+        .vulkan_memory_model_device_scope(has_matrices);
     let mut features = vk::PhysicalDeviceFeatures2::default()
         .features(basic)
         .push_next(&mut features11)

@@ -87,8 +87,8 @@ impl Tile {
         self.rows / self.own_rows * (self.columns / self.own_columns)
     }
 
-    /// Bytes that a work group shares: 36 numbers for each row and column, and addresses. Other arithmetic than that of
-    /// floats takes less.
+    /// Bytes that a work group shares: 36 numbers for each row and column, and addresses. Integer dot
+    /// products take less.
     fn shared_memory(&self) -> u32 {
         4 * 36 * (self.rows + self.columns) + 8 * self.columns
     }
@@ -122,7 +122,8 @@ impl Tuning {
         capabilities: &Capabilities,
     ) -> Self {
         let own = if capabilities.software { DeviceClass::Software } else { DeviceClass::Gpu };
-        let class = class.unwrap_or(own);
+        // Asked for an arithmetic, it is a GPU's that is wanted.
+        let class = class.unwrap_or(if arithmetic.is_some() { DeviceClass::Gpu } else { own });
         let subgroup = capabilities.subgroup;
         let matrix = capabilities.matrix.unwrap_or([16; 3]);
         let arithmetic = arithmetic.unwrap_or(match capabilities {
@@ -218,26 +219,26 @@ impl Tuning {
         }
         if columns as usize > FEW_COLUMNS {
             let tile = self.tile(|tile| tile.columns == columns, |tile| tile.groups(column_tiles, rows));
-            let [block_rows, block_columns, depth] = self.matrix;
-            let in_blocks =
-                tile.rows.is_multiple_of(block_rows) && tile.columns.is_multiple_of(block_columns);
             return match self.arithmetic {
-                Arithmetic::CooperativeMatrices if !exact && in_blocks => ProductShape {
-                    kernel: "matrix",
-                    constants: vec![
-                        // As few subgroups as have a block each.
-                        self.subgroup * (128 / self.subgroup).clamp(1, self.matrix_blocks(&tile)),
-                        self.subgroup,
-                        tile.rows,
-                        columns,
-                        block_rows,
-                        block_columns,
-                        depth,
-                    ],
-                    together: 4,
-                    rows: tile.rows,
-                    whole_subgroups: true,
-                },
+                Arithmetic::CooperativeMatrices if !exact && self.fits_matrices(&tile) => {
+                    let [block_rows, block_columns, depth] = self.matrix;
+                    let threads = self.matrix_subgroups(&tile) * self.subgroup;
+                    ProductShape {
+                        kernel: "matrix",
+                        constants: vec![
+                            threads,
+                            self.subgroup,
+                            tile.rows,
+                            columns,
+                            block_rows,
+                            block_columns,
+                            depth,
+                        ],
+                        together: 4,
+                        rows: tile.rows,
+                        whole_subgroups: true,
+                    }
+                }
                 arithmetic => ProductShape {
                     kernel: if !exact && arithmetic == Arithmetic::IntegerDots { "dots" } else { "tiled" },
                     constants: vec![tile.threads(), tile.rows, columns, tile.own_rows, tile.own_columns],
@@ -272,10 +273,21 @@ impl Tuning {
         }
     }
 
-    /// Cooperative matrices that a tile consists of.
-    fn matrix_blocks(&self, tile: &Tile) -> u32 {
+    /// Subgroups that work on a tile with cooperative matrices: as many as have a block each.
+    fn matrix_subgroups(&self, tile: &Tile) -> u32 {
         let [rows, columns, _] = self.matrix;
-        tile.rows / rows * (tile.columns / columns)
+        (128 / self.subgroup).clamp(1, tile.rows / rows * (tile.columns / columns))
+    }
+
+    /// Whether a tile consists of whole matrices, and leaves room for a block of results of each subgroup.
+    fn fits_matrices(&self, tile: &Tile) -> bool {
+        let [rows, columns, _] = self.matrix;
+        if !tile.rows.is_multiple_of(rows) || !tile.columns.is_multiple_of(columns) {
+            return false;
+        }
+        let results = 4 * self.matrix_subgroups(tile) * rows * columns;
+        // Five times 16 bytes of each row and column, and of each column its address and largest value.
+        80 * (tile.rows + tile.columns) + 12 * tile.columns + results <= self.shared_memory
     }
 
     pub(crate) fn attention(
@@ -389,6 +401,38 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn matrices_fit_what_a_work_group_may_share() {
+        let mut met = 0;
+        for subgroup in [8, 16, 32, 64, 128] {
+            for matrix in [[16, 16, 16], [8, 8, 8], [8, 8, 32], [16, 8, 16], [8, 16, 16]] {
+                for shared_memory in [16 << 10, 30 << 10, 32 << 10, 48 << 10] {
+                    let matrix = Some(matrix);
+                    let all = Capabilities { subgroup, shared_memory, matrix, ..Capabilities::default() };
+                    let tuning = Tuning::new(Some(DeviceClass::Gpu), None, &all);
+                    for (columns, rows) in [(9, 64), (16, 65), (33, 130), (64, 2048), (512, 102_400)] {
+                        let width = tuning.columns(columns, rows);
+                        let tiles = columns.div_ceil(width as usize);
+                        assert_ne!(tuning.product(width, tiles, rows, 2048, true).kernel, "matrix");
+                        let shape = tuning.product(width, tiles, rows, 2048, false);
+                        if shape.kernel != "matrix" {
+                            continue;
+                        }
+                        met += 1;
+                        let [threads, lanes, height, across, m, n, k] = shape.constants[..] else {
+                            panic!("{shape:?}")
+                        };
+                        assert!(threads <= 128 && threads.is_multiple_of(lanes) && lanes == subgroup);
+                        assert!(height.is_multiple_of(m) && across.is_multiple_of(n) && 32 % k == 0);
+                        let shared = 80 * (height + across) + 12 * across + 4 * threads / lanes * m * n;
+                        assert!(shared <= shared_memory, "{shape:?}: {shared} bytes");
+                    }
+                }
+            }
+        }
+        assert!(met > 300, "{met}");
     }
 
     #[test]

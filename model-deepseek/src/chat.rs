@@ -215,6 +215,7 @@ impl ChatTemplate {
             environment.add_test(bounds::MAY_BE_SET, move |state: &State<'_, '_>, pair: &Value| {
                 bounds.set(state, pair)
             });
+            environment.add_test(bounds::NO_NAMESPACE, bounds::no_namespace);
             environment.set_unknown_method_callback(move |state, value, method, arguments| {
                 if let ("format", Some(format)) = (method, value.as_str()) {
                     bounds.format(state, format, arguments)?;

@@ -117,8 +117,9 @@ fn errors_say_what_is_wrong() {
         (shared, larger),
         ("{{ range(99999) | list | length }}", larger),
         ("{% set ns = namespace() %}\n{% set ns.x = ns %}", "chat template, line 2: "),
-        ("{% set ns = namespace() %}{% set ns.x = ns %}", "a namespace or loop by itself"),
-        ("{% set ns = namespace() %}{{ [ns] }}", "a namespace or loop by itself"),
+        ("{% set ns = namespace() %}{% set ns.x = ns %}", "a namespace to be named"),
+        ("{% set ns = namespace() %}{{ [ns] }}", "a namespace to be named"),
+        ("{% for i in [1] %}{{ [loop] }}{% endfor %}", "a namespace or loop by itself"),
         ("{{ '{:>99999999}'.format(1) }}", "fuel: it takes more steps"),
         ("{{ [1] | tojson(indent='x' * 500000) | length }}", "fuel: it takes more steps"),
     ] {

@@ -182,7 +182,22 @@ fn templates_take_bounded_memory() {
         worst = worst.clone().max((most, source));
         text
     };
-    let limits = ["out of fuel", "larger one", "nested at most", "by itself"];
+    let limits = ["out of fuel", "larger one", "nested at most", "by itself", "used as a value"];
+    // Views of a namespace, which show what it is set to after they were measured.
+    let views = [
+        "set ns = namespace(x=1) %}{% set ns.x = ns | chain({}) %}{{ ns.x",
+        "set ns = namespace(x=1) %}{% set o = namespace(x=1) %}{% set ns.x = o.values() %}{% set o.x = ns.values() \
+         %}{{ ns.x == o.x",
+        "set ns = namespace(x=1) %}{% set ns.x = ns | items %}{{ ns.x",
+        "set ns = namespace(x=1) %}{% set n = ns %}{% set ns.x = n.items() %}{{ ns.x",
+        "set ns = namespace(x=1) %}{% set f = namespace %}{% set ns.x = f(y=1).values() %}{{ ns.x",
+        "macro m(n) %}{{ n.values() }}{% endmacro %}{{ m(namespace(x=1))",
+        "set o = namespace(a='') %}{% set l = [o.values()] * 5000 %}{% set o.a = 'x' * 400000 %}{{ l | tojson | length",
+    ];
+    for view in views {
+        let error = within(format!("{{% {view} }}}}"), &few).unwrap_err();
+        assert!(error.contains("used as a value"), "{view}: {error}");
+    }
     for (start, step) in growing {
         for messages in [&few[..], &many] {
             let error = within(repeated(start, step), messages).unwrap_err();

@@ -169,18 +169,6 @@ fn compare(expected: &Answer, found: &Answer) -> Result<Outcome, String> {
     }
     let pairs = of_cpu.iter().zip(of_both);
     let far = pairs.filter(|(a, b)| Difference::of(a, b, vocabulary).nmse > ROUNDING).count();
-    if same < GREEDY {
-        let (a, b) = (&of_cpu[rows - 1], &of_both[rows - 1]);
-        let [here, there] = [expected.greedy[same], found.greedy[same]].map(|token| token as usize);
-        let error = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        // Each of the two may be off by that much.
-        let gap = a[here] - a[there];
-        if gap > 2.0 * error {
-            return Err(format!(
-                "token {same} is {there}, not {here}, which is better by {gap}: error {error}"
-            ));
-        }
-    }
     Ok(Outcome { median: difference.median_row_nmse, far, parts: same < GREEDY })
 }
 
@@ -213,7 +201,11 @@ fn check(
     // Which experts were it? The same again, with an eye on them.
     let routes = Routes::default();
     run(&routes.watch(devices), &mut backend_api::Discard)?;
-    Ok((outcome, routes.differing(&expected.1)))
+    let differing = routes.differing(&expected.1);
+    if differing == 0 {
+        return Err(format!("{} rows are far off, and all chose the same experts", outcome.far));
+    }
+    Ok((outcome, differing))
 }
 
 #[test]

@@ -71,23 +71,38 @@ struct Second {
 type Planned = (Arc<Plan>, Step, Vec<Needs>);
 
 fn main() -> ExitCode {
-    cli::main_from(with_equals(env::args_os()), run)
+    match with_equals(env::args_os()) {
+        Ok(args) => cli::main_from(args, run),
+        Err(option) => {
+            eprintln!(
+                "error: --compare: is {option} of the second placement or of both? Write --compare=\"{option} …\", or put \
+                 --compare last"
+            );
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Options in quotes after `--compare` are its value, also where no `=` says so.
-fn with_equals(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+///
+/// # Errors
+/// A single option there, which may be its value, from which the shell has taken the quotes, or not.
+fn with_equals(args: impl Iterator<Item = OsString>) -> Result<Vec<OsString>, String> {
     let mut joined: Vec<OsString> = Vec::new();
     for arg in args {
-        let in_quotes = arg.to_string_lossy().contains(char::is_whitespace);
+        let text = arg.to_string_lossy();
         match joined.last_mut() {
-            Some(last) if last == "--compare" && in_quotes => {
+            Some(last) if last == "--compare" && text.contains(char::is_whitespace) => {
                 last.push("=");
                 last.push(arg);
+            }
+            Some(last) if last == "--compare" && cli::is_option::<Second>(&arg) => {
+                return Err(text.into_owned());
             }
             _ => joined.push(arg),
         }
     }
-    joined
+    Ok(joined)
 }
 
 fn run(options: Options) -> Result<(), Failure> {

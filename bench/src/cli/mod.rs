@@ -19,8 +19,14 @@ pub use options::{Activations, CacheChoice, RunOptions, SamplingOptions};
 pub use output::{Progress, Rate, print_json};
 pub use placement::{AbsorbArg, CacheLayers, FitArg, LayerCount, OverrideArg, PlacementArgs, Switch};
 
-use clap::Parser;
-use std::{env, error::Error, ffi::OsString, io, process::ExitCode};
+use clap::{Parser, error::ErrorKind};
+use std::{
+    env,
+    error::Error,
+    ffi::{OsStr, OsString},
+    io,
+    process::ExitCode,
+};
 
 /// Whatever ends a program early.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -57,6 +63,13 @@ pub fn parse<A: Parser>(option: &str, words: Vec<String>) -> Result<A, Failure> 
         let line = text.lines().next().unwrap_or_default();
         format!("{option}: {}", line.strip_prefix("error: ").unwrap_or(line)).into()
     })
+}
+
+/// Whether a word is an option of that command line, with its value or without.
+pub fn is_option<A: Parser>(word: &OsStr) -> bool {
+    let parsed = A::try_parse_from(placement::long_names([word.to_owned()].into_iter()));
+    let known = parsed.map_or_else(|error| error.kind() != ErrorKind::UnknownArgument, |_| true);
+    known && word.to_string_lossy().starts_with('-')
 }
 
 /// The message with those of its causes that it does not hold already.

@@ -15,6 +15,7 @@ use minijinja::{
 /// The tests that [`measured`] puts into a program. No template can say these names.
 pub(super) const WITHIN_BOUNDS: &str = "|within-bounds|";
 pub(super) const MAY_BE_SET: &str = "|may-be-set|";
+pub(super) const NO_NAMESPACE: &str = "|no-namespace|";
 
 /// Values inside each other: more than a JSON text can bring, and few enough for any recursion.
 pub(super) const DEEPEST: usize = 160;
@@ -33,6 +34,8 @@ pub(super) fn measured<'s>(program: &Instructions<'s>) -> Instructions<'s> {
     let test = |name| {
         [Instruction::DupTop, Instruction::PerformTest(name, Some(1), NO_SLOT), Instruction::DiscardTop]
     };
+    // Without the word there is none.
+    let namespaces = program.source().contains("namespace");
     // Where each step of the program goes; jumps may lead behind the last.
     let mut places = Vec::new();
     let mut steps = Vec::new();
@@ -48,6 +51,9 @@ pub(super) fn measured<'s>(program: &Instructions<'s>) -> Instructions<'s> {
         steps.push((index, step.clone()));
         if makes_a_value(step) {
             steps.extend(test(WITHIN_BOUNDS).map(|step| (index, step)));
+        }
+        if namespaces && may_be_a_namespace(step) && !looks_into(program, index + 1) {
+            steps.extend(test(NO_NAMESPACE).map(|step| (index, step)));
         }
     }
     let mut measured = Instructions::new(program.name(), program.source());
@@ -88,6 +94,45 @@ fn makes_a_value(step: &Instruction<'_>) -> bool {
             | Instruction::CallMethod(..)
             | Instruction::CallObject(_)
     )
+}
+
+/// Whether a step may leave a namespace on the stack: none lies in another value.
+fn may_be_a_namespace(step: &Instruction<'_>) -> bool {
+    matches!(
+        step,
+        Instruction::Lookup(_)
+            | Instruction::CallFunction(..)
+            | Instruction::CallMethod(..)
+            | Instruction::CallObject(_)
+            | Instruction::ApplyFilter(..)
+    )
+}
+
+/// Whether the steps from `index` on give what is on the stack a name, look at it, or at one attribute: nothing that a
+/// namespace is kept in. Filters and methods make views, which show what it is set to later, unmeasured, and themselves.
+fn looks_into(program: &Instructions<'_>, index: u32) -> bool {
+    match program.get(index) {
+        Some(Instruction::LoadConst(_)) => matches!(program.get(index + 1), Some(Instruction::GetItem)),
+        Some(
+            Instruction::StoreLocal(_)
+            | Instruction::GetAttr(_)
+            | Instruction::SetAttr(_)
+            | Instruction::PerformTest(_, Some(1), _)
+            | Instruction::JumpIfFalse(_)
+            | Instruction::Not,
+        ) => true,
+        _ => false,
+    }
+}
+
+/// [`NO_NAMESPACE`].
+pub(super) fn no_namespace(value: &Value) -> Result<bool, Error> {
+    let is = |name| value.as_object().is_some_and(|object| object.type_name().ends_with(name));
+    if is("::Namespace") {
+        let message = "expected a namespace to be named, or an attribute of one, found one used as a value";
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    Ok(true)
 }
 
 /// How large a value may be.

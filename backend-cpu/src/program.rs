@@ -221,12 +221,11 @@ fn check(program: &ProgramDesc, op: &ProgramOp, inputs: &[Tensor], outputs: &[Te
         values.iter().zip(tensors).map(operand).collect()
     };
     let (inputs, outputs) = (operands(&op.inputs, inputs), operands(&op.outputs, outputs));
-    program.check_operands(&op.op, &inputs, &outputs)?;
-    match outputs.iter().zip(&op.outputs).find(|(output, _)| !output.address.is_multiple_of(4)) {
-        Some((_, &value)) => {
-            let at = program.values[value].place.offset;
-            Err(format!("an output starts at byte {at}, no multiple of 4"))
-        }
-        None => Ok(()),
+    if let Some((_, &value)) =
+        outputs.iter().zip(&op.outputs).find(|(output, _)| !output.address.is_multiple_of(4))
+    {
+        let at = program.values[value].place.offset;
+        return Err(format!("an output starts at byte {at}, no multiple of 4"));
     }
+    program.check_operands(&op.op, &inputs, &outputs)
 }

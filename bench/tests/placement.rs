@@ -172,12 +172,12 @@ fn what_does_not_fit_is_made_to() {
             // What running the model takes, whichever of its steps is shown.
             assert_eq!(decode["memory"], prefill["memory"], "{what}");
             let used = part(&decode, "weights") + part(&decode, "states") + part(&decode, "scratch");
-            assert!(used <= gib * GIB - (gib * GIB / 16).min(GIB), "{what}: {used}");
+            let margin = (gib * GIB / 16).min(GIB);
+            assert!(used <= gib * GIB - margin, "{what}: {used}");
             // Of what is open, the experts of another layer do not fit: beside the margin, what is free is less than
             // a layer.
             let all = decode["memory"]["cpu"]["weights"].as_u64().unwrap();
             let layer = (all + part(&decode, "weights")) / header.moe as u64;
-            let margin = (gib * GIB / 16).min(GIB);
             assert!(used + layer + margin > gib * GIB || all < 2 * GIB, "{what}: {used} used, {all} left");
             assert!(used > gib * GIB / 8, "{what}: {used} used of {gib} GiB");
             check_nothing_kept_crosses(&decode, &what);

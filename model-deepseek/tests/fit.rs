@@ -3,11 +3,10 @@
 mod common;
 
 use backend_api::{
-    BufferRef, BufferRequest, Device, DeviceError, DeviceInfo, DeviceKind, HostBytes, NullDevice, OpDesc,
-    Program, ProgramDesc, Unsupported,
+    BufferRef, BufferRequest, Device, DeviceError, DeviceInfo, DeviceKind, HostBytes, NullDevice,
 };
 use backend_cpu::{CpuDevice, CpuOptions};
-use common::{embedded, open};
+use common::{embedded, open, passes_on};
 use graph::{Devices, Needs, report::human};
 use model_deepseek::{
     CacheType, Engine, Error, Model, Options, Placed, PlacementOptions,
@@ -26,11 +25,9 @@ struct Counting {
 }
 
 impl Device for Counting {
+    passes_on!(cpu: supports write read compile);
     fn info(&self) -> &DeviceInfo {
         &self.info
-    }
-    fn supports(&self, op: &OpDesc) -> Result<(), Unsupported> {
-        self.cpu.supports(op)
     }
     fn allocate(&self, request: &BufferRequest) -> Result<BufferRef, DeviceError> {
         self.bytes.fetch_add(request.size, Ordering::Relaxed);
@@ -38,15 +35,6 @@ impl Device for Counting {
     }
     fn import(&self, _: &HostBytes) -> Result<Option<BufferRef>, DeviceError> {
         Ok(None)
-    }
-    fn write(&self, to: &BufferRef, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.cpu.write(to, offset, bytes)
-    }
-    fn read(&self, from: &BufferRef, offset: usize, into: &mut [u8]) -> Result<(), DeviceError> {
-        self.cpu.read(from, offset, into)
-    }
-    fn compile(&self, program: ProgramDesc) -> Result<Box<dyn Program>, DeviceError> {
-        self.cpu.compile(program)
     }
 }
 

@@ -3,11 +3,11 @@
 mod common;
 
 use backend_api::{
-    BufferRef, BufferRequest, BufferUsage, Device, DeviceError, DeviceInfo, HostBytes, Observer, OpDesc,
-    Program, ProgramDesc, Step, Unsupported,
+    BufferRef, BufferRequest, BufferUsage, Device, DeviceError, HostBytes, Observer, Program, ProgramDesc,
+    Step,
 };
 use backend_cpu::{CpuDevice, CpuOptions};
-use common::{embedded, open};
+use common::{embedded, open, passes_on};
 use graph::Devices;
 use model_deepseek::{
     CacheType, Engine, Error, Options, PlacementOptions, Sampler, Session,
@@ -52,12 +52,7 @@ impl Fate {
 }
 
 impl Device for Fragile {
-    fn info(&self) -> &DeviceInfo {
-        self.cpu.info()
-    }
-    fn supports(&self, op: &OpDesc) -> Result<(), Unsupported> {
-        self.cpu.supports(op)
-    }
+    passes_on!(cpu: info supports);
     fn allocate(&self, request: &BufferRequest) -> Result<BufferRef, DeviceError> {
         self.fate.check()?;
         if request.usage == BufferUsage::Weights {

@@ -7,12 +7,9 @@ mod common;
 mod placing;
 mod source_bytes;
 
-use backend_api::{
-    BufferRef, BufferRequest, Device, DeviceError, DeviceInfo, Discard, HostBytes, OpDesc, OpKind, Program,
-    ProgramDesc, Unsupported,
-};
+use backend_api::{Device, Discard, OpDesc, OpKind, Unsupported};
 use backend_cpu::{CpuDevice, CpuOptions};
-use common::{embedded, open};
+use common::{embedded, open, passes_on};
 use graph::{Devices, PlanError, StepObserver, Traffic};
 use model_deepseek::{
     CacheType, Engine, Error, Model, Options, PlacementOptions, Session, Wanted,
@@ -33,30 +30,13 @@ struct Lacking {
 }
 
 impl Device for Lacking {
-    fn info(&self) -> &DeviceInfo {
-        self.cpu.info()
-    }
+    passes_on!(cpu: info allocate import write read compile);
     fn supports(&self, op: &OpDesc) -> Result<(), Unsupported> {
         if op.op.kind() == self.lacks {
             let (device, reason) = (self.info().name.clone(), "the test says so".to_owned());
             return Err(Unsupported { device, op: self.lacks, reason });
         }
         self.cpu.supports(op)
-    }
-    fn allocate(&self, request: &BufferRequest) -> Result<BufferRef, DeviceError> {
-        self.cpu.allocate(request)
-    }
-    fn import(&self, bytes: &HostBytes) -> Result<Option<BufferRef>, DeviceError> {
-        self.cpu.import(bytes)
-    }
-    fn write(&self, to: &BufferRef, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.cpu.write(to, offset, bytes)
-    }
-    fn read(&self, from: &BufferRef, offset: usize, into: &mut [u8]) -> Result<(), DeviceError> {
-        self.cpu.read(from, offset, into)
-    }
-    fn compile(&self, program: ProgramDesc) -> Result<Box<dyn Program>, DeviceError> {
-        self.cpu.compile(program)
     }
 }
 
@@ -152,24 +132,19 @@ fn check(model: &Arc<Model>, seed: u64, expected: &[(CacheType, Vec<u32>)]) -> R
         return Err(format!("{said:?}, without {lacks:?}: logit {first:?} differs from that of one device"));
     }
     let Traffic { state, weight, .. } = crossed.0;
-    let step = |rows, past| backend_api::Step { rows, past, outputs: rows };
-    // What crosses after all is what fall-backs are said to cost.
-    let excused = |plan: &graph::Plan, step: backend_api::Step| -> u64 {
-        plan.fall_backs_in(&step).iter().map(|fall_back| fall_back.state_bytes).sum()
-    };
     let (prompt, token) = (&plans.prefill, &plans.decode);
-    let steps = [(prompt, 7, 0), (prompt, 3, 7), (token, 1, 10), (token, 1, 11)];
-    let excused: u64 = steps.into_iter().map(|(plan, rows, past)| excused(plan, step(rows, past))).sum();
+    // Of the steps of `run`: what they should move, and what of caches crosses after all, as fall-backs cost it.
+    let (mut planned, mut excused) = (Traffic::default(), 0);
+    for (plan, rows, past) in [(prompt, 7, 0), (prompt, 3, 7), (token, 1, 10), (token, 1, 11)] {
+        let step = backend_api::Step { rows, past, outputs: rows };
+        planned += plan.traffic(&step);
+        excused += plan.fall_backs_in(&step).iter().map(|fall_back| fall_back.state_bytes).sum::<u64>();
+    }
     if said.ownership_check && (state > excused || weight > 0) {
         return Err(format!(
             "{said:?}: {state} bytes of caches ({excused} excused) and {weight} of weights crossed"
         ));
     }
-    // The observer saw what the plan said: seven rows and three, then one and one.
-    let mut planned = plans.prefill.traffic(&step(7, 0));
-    planned += plans.prefill.traffic(&step(3, 7));
-    planned += plans.decode.traffic(&step(1, 10));
-    planned += plans.decode.traffic(&step(1, 11));
     if crossed.0 != planned {
         return Err(format!("{said:?}: planned {planned:?}, seen {:?}", crossed.0));
     }

@@ -73,13 +73,7 @@ type Planned = (Arc<Plan>, Step, Vec<Needs>);
 fn main() -> ExitCode {
     match with_equals(env::args_os()) {
         Ok(args) => cli::main_from(args, run),
-        Err(option) => {
-            eprintln!(
-                "error: --compare: is {option} of the second placement or of both? Write --compare=\"{option} …\", or put \
-                 --compare last"
-            );
-            ExitCode::FAILURE
-        }
+        Err(failure) => cli::exit(Err(failure)),
     }
 }
 
@@ -87,7 +81,7 @@ fn main() -> ExitCode {
 ///
 /// # Errors
 /// A single option there, which may be its value, from which the shell has taken the quotes, or not.
-fn with_equals(args: impl Iterator<Item = OsString>) -> Result<Vec<OsString>, String> {
+fn with_equals(args: impl Iterator<Item = OsString>) -> Result<Vec<OsString>, Failure> {
     let mut joined: Vec<OsString> = Vec::new();
     for arg in args {
         let text = arg.to_string_lossy();
@@ -97,7 +91,11 @@ fn with_equals(args: impl Iterator<Item = OsString>) -> Result<Vec<OsString>, St
                 last.push(arg);
             }
             Some(last) if last == "--compare" && cli::is_option::<Second>(&arg) => {
-                return Err(text.into_owned());
+                return Err(format!(
+                    "--compare: is {text} of the second placement or of both? Write --compare=\"{text} …\", or put \
+                     --compare last"
+                )
+                .into());
             }
             _ => joined.push(arg),
         }

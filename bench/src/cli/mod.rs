@@ -41,7 +41,12 @@ pub fn main_from<A: Parser>(
     args: impl IntoIterator<Item = OsString>,
     run: impl FnOnce(A) -> Result<(), Failure>,
 ) -> ExitCode {
-    match run(A::parse_from(placement::long_names(args.into_iter()))) {
+    exit(run(A::parse_from(placement::long_names(args.into_iter()))))
+}
+
+/// What a program ends with; a failure is a line on standard error.
+pub fn exit(result: Result<(), Failure>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has seen enough: `generate | head -1`.
         Err(failure) if is_broken_pipe(&*failure) => ExitCode::SUCCESS,

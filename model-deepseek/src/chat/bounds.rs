@@ -9,7 +9,7 @@
 use minijinja::{
     Error, ErrorKind, State, Value,
     machinery::{Instruction, Instructions},
-    value::ObjectRepr,
+    value::{DynObject, ObjectRepr},
 };
 
 /// The tests that [`measured`] puts into a program. No template can say these names.
@@ -125,10 +125,14 @@ fn looks_into(program: &Instructions<'_>, index: u32) -> bool {
     }
 }
 
+/// Whether an object is of one of the engine's types, which are private.
+fn is_a(object: &DynObject, name: &str) -> bool {
+    object.type_name().ends_with(name)
+}
+
 /// [`NO_NAMESPACE`].
 pub(super) fn no_namespace(value: &Value) -> Result<bool, Error> {
-    let is = |name| value.as_object().is_some_and(|object| object.type_name().ends_with(name));
-    if is("::Namespace") {
+    if value.as_object().is_some_and(|object| is_a(object, "::Namespace")) {
         let message = "expected a namespace to be named, or an attribute of one, found one used as a value";
         return Err(Error::new(ErrorKind::InvalidOperation, message));
     }
@@ -204,13 +208,12 @@ impl Size {
         if depth > DEEPEST {
             return refused(format!("expected values nested at most {DEEPEST} deep"));
         }
-        let is = |name| object.type_name().ends_with(name);
-        if depth > 0 && (is("::Namespace") || is("::Loop")) {
+        if depth > 0 && (is_a(object, "::Namespace") || is_a(object, "::Loop")) {
             // It would grow after it was measured.
             return refused("expected a namespace or loop by itself, found one inside another value".into());
         }
         match object.repr() {
-            ObjectRepr::Map if !is("::Loop") => {
+            ObjectRepr::Map if !is_a(object, "::Loop") => {
                 for (key, value) in object.try_iter_pairs().into_iter().flatten() {
                     self.add(&key, depth + 1)?;
                     self.add(&value, depth + 1)?;

@@ -130,3 +130,67 @@ fn read_npy(path: &Path) -> Vec<f32> {
     assert!(header.contains("'<f4'") && header.contains("'fortran_order': False"), "{header}");
     bytes[start..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
+
+/// Methods of a [`Device`](backend_api::Device) in a test that are those of the one inside it: `passes_on!(cpu: info read)`.
+#[allow(unused_macros, reason = "each test uses some of it")]
+macro_rules! passes_on {
+    ($inner:ident: $($method:ident)+) => {
+        $(crate::common::passes_on!(@$method $inner);)+
+    };
+    (@info $inner:ident) => {
+        fn info(&self) -> &backend_api::DeviceInfo {
+            self.$inner.info()
+        }
+    };
+    (@supports $inner:ident) => {
+        fn supports(&self, op: &backend_api::OpDesc) -> Result<(), backend_api::Unsupported> {
+            self.$inner.supports(op)
+        }
+    };
+    (@allocate $inner:ident) => {
+        fn allocate(
+            &self,
+            request: &backend_api::BufferRequest,
+        ) -> Result<backend_api::BufferRef, backend_api::DeviceError> {
+            self.$inner.allocate(request)
+        }
+    };
+    (@import $inner:ident) => {
+        fn import(
+            &self,
+            bytes: &backend_api::HostBytes,
+        ) -> Result<Option<backend_api::BufferRef>, backend_api::DeviceError> {
+            self.$inner.import(bytes)
+        }
+    };
+    (@write $inner:ident) => {
+        fn write(
+            &self,
+            to: &backend_api::BufferRef,
+            offset: usize,
+            bytes: &[u8],
+        ) -> Result<(), backend_api::DeviceError> {
+            self.$inner.write(to, offset, bytes)
+        }
+    };
+    (@read $inner:ident) => {
+        fn read(
+            &self,
+            from: &backend_api::BufferRef,
+            offset: usize,
+            into: &mut [u8],
+        ) -> Result<(), backend_api::DeviceError> {
+            self.$inner.read(from, offset, into)
+        }
+    };
+    (@compile $inner:ident) => {
+        fn compile(
+            &self,
+            program: backend_api::ProgramDesc,
+        ) -> Result<Box<dyn backend_api::Program>, backend_api::DeviceError> {
+            self.$inner.compile(program)
+        }
+    };
+}
+#[allow(unused_imports, reason = "each test uses some of it")]
+pub(crate) use passes_on;

@@ -1,8 +1,9 @@
 //! Devices whose choice of experts can be seen: each routing is done twice, once to be read.
 
+use crate::common::passes_on;
 use backend_api::{
-    BufferRef, BufferRequest, BufferUsage, Device, DeviceError, DeviceInfo, HostBytes, Observer, Op, OpDesc,
-    Place, Program, ProgramDesc, ProgramValue, Step, TensorDesc, Unsupported,
+    BufferRef, BufferRequest, BufferUsage, Device, DeviceError, Observer, Op, Place, Program, ProgramDesc,
+    ProgramValue, Step, TensorDesc,
 };
 use graph::Devices;
 use std::{
@@ -52,25 +53,7 @@ struct Watched {
 }
 
 impl Device for Watched {
-    fn info(&self) -> &DeviceInfo {
-        self.device.info()
-    }
-    fn supports(&self, op: &OpDesc) -> Result<(), Unsupported> {
-        self.device.supports(op)
-    }
-    fn allocate(&self, request: &BufferRequest) -> Result<BufferRef, DeviceError> {
-        self.device.allocate(request)
-    }
-    fn import(&self, bytes: &HostBytes) -> Result<Option<BufferRef>, DeviceError> {
-        self.device.import(bytes)
-    }
-    fn write(&self, to: &BufferRef, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.device.write(to, offset, bytes)
-    }
-    fn read(&self, from: &BufferRef, offset: usize, into: &mut [u8]) -> Result<(), DeviceError> {
-        self.device.read(from, offset, into)
-    }
-
+    passes_on!(device: info supports allocate import write read);
     fn compile(&self, mut program: ProgramDesc) -> Result<Box<dyn Program>, DeviceError> {
         const ALIGNMENT: usize = 256;
         let full = program.capacity.full_step();

@@ -95,6 +95,28 @@ fn a_text_has_a_perplexity() {
     assert!(error.contains("expected at least 2048 tokens for --ctx 1024"), "{error}");
 }
 
+/// A figure of logits that are no numbers would say nothing, and JSON would have it as null.
+#[test]
+fn logits_that_are_no_numbers_have_no_perplexity() {
+    let folder = tempfile::tempdir().unwrap();
+    let reference = write_reference(folder.path(), &[1, 2, 3, 4], &[1, 3]);
+    let mut file = fs::read(austen()).unwrap();
+    let norm = Model::open(austen().as_ref()).unwrap().checkpoint().load("output_norm.weight").unwrap().range;
+    file[norm.start..norm.start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let (model, text) = (folder.path().join("broken.gguf"), folder.path().join("text"));
+    fs::write(&model, file).unwrap();
+    fs::write(&text, "She was very much pleased with the house. ".repeat(8)).unwrap();
+    let [model, text] = [&model, &text].map(|path| path.to_str().unwrap());
+    let expected = "position 0: the logit of token 0: expected a finite number, found NaN";
+    let error = run(PERPLEXITY, &["--model", model, "--reference", &reference]).error();
+    assert!(error.contains(expected), "{error}");
+    let error = run(PERPLEXITY, &["--model", model, "--text", text, "--ctx", "32", "--json"]).error();
+    assert!(
+        error.contains("chunk 1: position 16: the logit of token 0: expected a finite number"),
+        "{error}"
+    );
+}
+
 /// A passage of Jane Austen's Emma (volume III, chapter 18) that the embedded model was not trained on, against what
 /// float64 arithmetic of the unabsorbed form gives for it, the method of the references beside the shared models. No
 /// choice of experts is nearer to a tie than 5e-4, so that rounding to f32 flips none.

@@ -4,6 +4,7 @@
 mod common;
 
 use common::run;
+use graph::report::human;
 use serde_json::Value;
 use std::{path::Path, sync::OnceLock};
 
@@ -304,7 +305,7 @@ fn a_picture_is_an_svg() {
     let options = format!("{ALL} --cpu-moe --ctx 512");
     // What running takes, as the table has it: the prompt's scratch memory, too.
     let needs = &report(header, &options)["memory"]["gpu"];
-    let scratch = graph::report::human(needs["scratch"].as_u64().unwrap());
+    let scratch = human(needs["scratch"].as_u64().unwrap());
     let svg = place(header, &format!("{options} --format svg")).ok();
     assert!(svg.contains(&format!(" + {scratch} scratch")), "{scratch}");
     let svg = place(&headers()[2], &format!("{ALL} --no-kv-offload --cpu-moe --format svg")).ok();
@@ -405,4 +406,83 @@ fn mistakes_are_told() {
     // A hypothetical device only plans.
     let generate = ["--model", &header.path, "--device", "null:gpu:1GiB", "--prompt", "x", "--predict", "1"];
     assert!(run(env!("CARGO_BIN_EXE_generate"), &generate).error().contains("hypothetical"));
+}
+
+/// What runs a model says what it was planned as: in a line, and on demand node by node, as `placement` has it.
+#[test]
+fn programs_tell_their_plans() {
+    let header = &headers()[0];
+    let placed = "--device cpu1 --no-kv-offload --n-gpu-layers all --fit off";
+    let report = report(header, placed);
+    let bytes = |kind: &str| report["bytes_per_step"][kind].as_u64().unwrap();
+    assert_eq!((splits(&report), bytes("state"), bytes("weight"), bytes("input")), (8, 0, 0, 4));
+    let line = format!(
+        "decode on cpu + cpu1: 8 splits; per step of 1 token: {} activation, 0 B state, 0 B weight, 4 B input",
+        human(bytes("activation"))
+    );
+    let programs = [
+        (env!("CARGO_BIN_EXE_generate"), "--predict 1 --temperature 0"),
+        (env!("CARGO_BIN_EXE_throughput"), "--prefill 4 --decode 1 --repeat 1"),
+    ];
+    for (program, own) in programs {
+        let said = |more: &str| {
+            let arguments = format!("--model {} {placed} {own} {more}", header.path);
+            let said = run(program, &arguments.split_whitespace().collect::<Vec<_>>());
+            assert_eq!(said.code, Some(0), "{}", said.err);
+            said.err
+        };
+        let short = said("");
+        assert!(short.contains(&line), "{short}");
+        assert!(short.contains("prefill on cpu + cpu1: 8 splits; per step of "), "{short}");
+        assert!(!short.contains("blk.0.attention"), "{short}");
+        let long = said("--verbose");
+        assert!(long.contains(&line), "{long}");
+        for (name, _, reason) in nodes(&report) {
+            let told = |line: &str| line.trim_start().starts_with(name) && line.ends_with(reason);
+            assert!(long.lines().any(told), "{name}: {reason}: {long}");
+        }
+    }
+}
+
+/// What fitting moved is not said to be the user's doing.
+#[test]
+fn what_had_no_room_is_said_to_have_had_none() {
+    let header = &headers()[1];
+    let reason_of = |options: &str, node: &str| {
+        let report = report(header, options);
+        let found = nodes(&report).find(|(name, ..)| *name == node).map(|(.., reason)| reason.to_owned());
+        found.unwrap()
+    };
+    let experts = "blk.1.ffn_down_exps";
+    let by_fit = reason_of("--device null:gpu:4GiB", experts);
+    assert_eq!(by_fit, "it reads blk.1.ffn_down_exps.weight, which was placed on cpu for want of room");
+    let by_user = reason_of("--device null:gpu:24GiB --cpu-moe", experts);
+    assert_eq!(by_user, "it reads blk.1.ffn_down_exps.weight, which was placed on cpu");
+    let cache = reason_of("--device null:gpu:1500MiB -ngl all --ctx 32768", "blk.0.attention");
+    assert_eq!(cache, "it belongs to cache.0, which lives on cpu for want of room");
+}
+
+/// Layers that are spread over several accelerators cost one split more for each border between two of them.
+#[test]
+fn a_further_accelerator_is_a_further_split() {
+    for header in &headers()[1..] {
+        let Header { layers, moe, .. } = *header;
+        let rules = [
+            ("", 2),
+            ("-nkvo", 2 * layers + 2),
+            ("-cmoe", 2 * moe + 2),
+            ("-nkvo -cmoe", 2 * (layers + moe) + 2),
+        ];
+        for (options, with_one) in rules {
+            for more in [1, 2] {
+                let devices =
+                    ["a", "b", "c"][..=more].iter().map(|name| format!("--device null:{name}:2000GiB"));
+                let devices: Vec<String> = devices.collect();
+                let report = report(header, &format!("{} {options} --ctx 512", devices.join(" ")));
+                assert_eq!(splits(&report), with_one + more, "{}: {options}", header.path);
+                let bytes = &report["bytes_per_step"];
+                assert_eq!((&bytes["state"], &bytes["weight"]), (&0.into(), &0.into()), "{options}");
+            }
+        }
+    }
 }

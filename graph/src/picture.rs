@@ -165,10 +165,14 @@ fn without_layer(name: &str, layer: Option<usize>) -> &str {
 fn words(plan: &Plan, node: NodeIndex) -> (&'static str, &'static str) {
     match plan.reasons[node] {
         Reason::RegionOf(_) => ("region", "belongs to the cache that lives here"),
-        Reason::Pinned(storage) => match plan.graph().storages()[storage].kind {
-            StorageKind::State => ("region", "writes the cache that lives here"),
-            _ => ("user", "reads a weight that was placed here"),
-        },
+        Reason::Pinned(storage) => {
+            let storage = &plan.graph().storages()[storage];
+            match storage.kind {
+                StorageKind::State => ("region", "writes the cache that lives here"),
+                _ if plan.is_for_room(&storage.name) => ("weight", "reads a weight without room elsewhere"),
+                _ => ("user", "reads a weight that was placed here"),
+            }
+        }
         Reason::FollowsWeight(_) => ("weight", "reads a weight that is loaded here"),
         Reason::ExpandedDown(_) | Reason::ExpandedUp(_) => ("near", "beside its neighbours"),
         Reason::Home => ("near", "its layer is here"),

@@ -2,7 +2,7 @@
 //! elsewhere; what arrives here is resolved to names of the graph and indices of devices.
 
 use crate::devices::DeviceIndex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where the products beside a cache (`q_absorb`, `v_absorb`) run, and their weights are loaded.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,10 +31,13 @@ pub struct Placement {
     /// The device of each [layer](crate::GraphBuilder::layer); those past the end, and nodes without a layer, are
     /// on the host. A layer's nodes, weights and states go to its device unless something else claims them.
     pub layers: Vec<DeviceIndex>,
-    /// Weights the user placed, by name: obeyed always.
+    /// Weights that were placed, by name: obeyed always.
     pub weights: BTreeMap<String, DeviceIndex>,
     /// Owners of states, by name, where they are not their layer's device.
     pub states: BTreeMap<String, DeviceIndex>,
+    /// The names among `weights` and `states` that are there for want of room elsewhere, and not because the user said so.
+    /// They change no owner, only the words of reasons.
+    pub for_room: BTreeSet<String>,
     /// Where the edges of regions run.
     pub absorb: Absorb,
     /// Whether states claim the nodes of their regions. Off, only the store stays with its state: the defect this
@@ -50,6 +53,7 @@ impl Default for Placement {
             layers: Vec::new(),
             weights: BTreeMap::new(),
             states: BTreeMap::new(),
+            for_room: BTreeSet::new(),
             absorb: Absorb::Owner,
             ownership_check: true,
             strict: false,

@@ -184,6 +184,11 @@ impl Plan {
         &self.placement
     }
 
+    /// Whether this weight or state is where it is for want of room elsewhere.
+    pub fn is_for_room(&self, name: &str) -> bool {
+        self.placement.for_room.contains(name)
+    }
+
     /// Bytes that cross in a step.
     pub fn traffic(&self, step: &Step) -> Traffic {
         let mut sum = Traffic::default();

@@ -138,16 +138,19 @@ fn node_report(plan: &Plan, node: NodeIndex) -> NodeReport {
 /// If the plan has no such node.
 pub fn reason(plan: &Plan, node: NodeIndex) -> String {
     let owner = &plan.devices[plan.owners[node]];
+    let for_room = |name: &str| if plan.is_for_room(name) { " for want of room" } else { "" };
     match plan.reasons[node] {
         Reason::Pinned(storage) => {
             let name = storage_name(plan, storage);
+            let for_room = for_room(name);
             match plan.graph().storages()[storage].kind {
-                StorageKind::State => format!("it writes {name}, which lives on {owner}"),
-                _ => format!("it reads {name}, which was placed on {owner}"),
+                StorageKind::State => format!("it writes {name}, which lives on {owner}{for_room}"),
+                _ => format!("it reads {name}, which was placed on {owner}{for_room}"),
             }
         }
         Reason::RegionOf(state) => {
-            format!("it belongs to {}, which lives on {owner}", storage_name(plan, state))
+            let name = storage_name(plan, state);
+            format!("it belongs to {name}, which lives on {owner}{}", for_room(name))
         }
         Reason::FollowsWeight(weight) => {
             format!("it reads {}, which is loaded on {owner}", storage_name(plan, weight))

@@ -202,6 +202,32 @@ fn fall_backs_are_told() {
     assert!(matches!(&error, PlanError::Store { node, .. } if node == "blk.0.kv_store"), "{error}");
 }
 
+/// A strict plan is refused only where a byte more would cross; and what falls back takes neighbours along, if that
+/// saves any.
+#[test]
+fn what_costs_nothing_is_no_fall_back() {
+    let graph = small();
+    let with = |lacking: &[OpKind]| {
+        let gpu = NullDevice::new("gpu", 1 << 40).without(lacking);
+        Devices::new(vec![Arc::new(gpu), Arc::new(NullDevice::new("cpu", 1 << 40))])
+    };
+    let placement = Placement { states: states(&graph, 1), ..Placement::all_on(0, SMALL.layers + 1) };
+    let whole = plan(&graph, &placement, &with(&[]), 1);
+    // The row that is stored is put together on either side of the border, for the same bytes.
+    let strict = Placement { strict: true, ..placement.clone() };
+    let without = plan(&graph, &strict, &with(&[OpKind::Concat]), 1);
+    assert!(without.fall_backs.is_empty());
+    let step = whole.capacity.full_step();
+    assert_eq!(without.traffic(&step), whole.traffic(&step));
+    // Each rotation that falls back tells its own bytes, and they are all that cross more.
+    let placement = Placement::all_on(0, SMALL.layers + 1);
+    let (whole, without) =
+        (plan(&graph, &placement, &with(&[]), 1), plan(&graph, &placement, &with(&[OpKind::Rope]), 1));
+    let more = without.traffic(&step).total() - whole.traffic(&step).total();
+    assert_eq!(without.fall_backs.iter().map(|fall_back| fall_back.bytes).sum::<u64>(), more);
+    assert_eq!(without.fall_backs.len(), 2 * SMALL.layers);
+}
+
 #[test]
 fn what_a_plan_cannot_be() {
     let graph = small();

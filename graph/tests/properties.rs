@@ -5,7 +5,7 @@ mod random;
 
 use graph::{
     Absorb, Rates, Traffic,
-    assign::{AssignError, Assignment, Facts, Reason, Rules, assign, assign_watched},
+    assign::{AssignError, Assignment, Facts, Reason, Rules, Stage, assign, assign_watched},
     memory, split, transfers, validate,
 };
 use proptest::prelude::*;
@@ -69,10 +69,11 @@ fn crossing(facts: &Facts, owners: &[usize]) -> u64 {
 
 /// Nodes that no weight, user or state had a say in.
 fn open(assignment: &Assignment) -> Vec<usize> {
-    let open = |reason| {
-        matches!(reason, Reason::ExpandedDown(_) | Reason::ExpandedUp(_) | Reason::FewerBytes | Reason::Home)
-    };
-    (0..assignment.owners.len()).filter(|&node| open(assignment.reasons[node])).collect()
+    (0..assignment.owners.len()).filter(|&node| is_open(assignment.reasons[node])).collect()
+}
+
+fn is_open(reason: Reason) -> bool {
+    matches!(reason, Reason::ExpandedDown(_) | Reason::ExpandedUp(_) | Reason::FewerBytes | Reason::Home)
 }
 
 /// The fewest runs of one owner of all orders, by trying all sets of nodes that can be done.
@@ -132,6 +133,44 @@ proptest! {
             let other = crossing(&facts, &owners);
             prop_assert!(found <= other, "{found} bytes cross, {other} with {owners:?}");
         }
+    }
+
+    /// The same where a device cannot run all: no place that can run moves fewer bytes, and a node has fallen back
+    /// where, and only where, that costs bytes.
+    #[test]
+    fn what_cannot_run_is_exact_between_two(
+        recipes in recipes(Mix { devices: (2, 2), nodes: 11, lacks: 6, states: 1 }),
+    ) {
+        let facts = recipes.facts();
+        let rules = Rules { absorb: Absorb::Owner, ownership_check: true, strict: false };
+        let mut settled = None;
+        let _ = assign_watched(&facts, &rules, &mut |stage, owners, reasons| {
+            if stage == Stage::Settle {
+                settled = Some((owners.iter().copied().map(Option::unwrap).collect::<Vec<_>>(), reasons.to_vec()));
+            }
+        });
+        let (placed, reasons) = settled.expect("settled");
+        let is_open = |node: &usize| {
+            let fell = matches!(reasons[*node], Reason::FellBack(_));
+            let able = facts.nodes[*node].runs_on.iter().count() > 0;
+            able && (fell || is_open(reasons[*node]))
+        };
+        let open: Vec<usize> = (0..placed.len()).filter(is_open).collect();
+        let mut owners = placed.clone();
+        let (mut fewest, mut fewest_able) = (u64::MAX, u64::MAX);
+        for sides in 0..1u32 << open.len() {
+            for (bit, &node) in open.iter().enumerate() {
+                owners[node] = (sides >> bit & 1) as usize;
+            }
+            let bytes = crossing(&facts, &owners);
+            fewest = fewest.min(bytes);
+            if open.iter().all(|&node| facts.nodes[node].runs_on.contains(owners[node])) {
+                fewest_able = fewest_able.min(bytes);
+            }
+        }
+        prop_assert_eq!(crossing(&facts, &placed), fewest_able);
+        let fell = open.iter().any(|&node| matches!(reasons[node], Reason::FellBack(_)));
+        prop_assert_eq!(fell, fewest_able > fewest);
     }
 
     /// No order of the same owners has fewer splits: exact between two devices.

@@ -112,7 +112,7 @@ fn a_spoilt_plan_is_found() {
         ),
         (|p| p.memory.arenas[0] -= 64, "is not in its arena"),
         (|p| p.memory.slots[0].bytes -= 4, "is not of the size"),
-        (|p| p.memory.slots[0].offset += 4, "is not"),
+        (|p| p.memory.slots[0].offset += 4, "is not aligned"),
         (
             |p| {
                 let (a, b) = neighbours(&p.memory);

@@ -155,7 +155,8 @@ impl Model {
     /// Tells models apart that have the same shapes: a hash of hyperparameters, tensors and norms.
     pub(crate) fn fingerprint(&self) -> Result<u64, Error> {
         let mut hash = crate::hash::Fnv::default();
-        hash.write(format!("{:?}{:?}", self.config.attention, self.config.feed_forward).as_bytes());
+        let Config { attention, feed_forward, norm_eps, .. } = &self.config;
+        hash.write(format!("{attention:?}{feed_forward:?}{norm_eps:?}").as_bytes());
         for info in self.checkpoint.tensors() {
             hash.write(format!("{}{:?}{:?}", info.name, info.dtype, info.shape).as_bytes());
             if info.shape.len() == 1 && info.dtype.is_ok() {
@@ -220,8 +221,8 @@ impl WeightSource for Model {
         let legacy = |layer: &usize| NamedWeights(&self.checkpoint).is_legacy(*layer);
         if let Some(layer) = layer_of_k_b(name).filter(legacy) {
             let kv_b = format!("blk.{layer}.attn_kv_b.weight");
-            let dtype = self.checkpoint.required(&kv_b)?.runs()?;
-            let bytes = derive_k_b(&self.config.attention, dtype, self.checkpoint.load(&kv_b)?.as_slice());
+            let derive = |dtype, kv_b: &[u8]| derive_k_b(&self.config.attention, dtype, kv_b);
+            let bytes = self.checkpoint.make(&kv_b, derive)?;
             let range = 0..bytes.len();
             let bytes: HostBytes = Arc::new(bytes);
             return Ok(WeightBytes { bytes, range });

@@ -10,7 +10,7 @@ mod source_bytes;
 use backend_api::{Device, Discard, OpDesc, OpKind, Unsupported};
 use backend_cpu::{CpuDevice, CpuOptions};
 use common::{embedded, open, passes_on};
-use graph::{Devices, PlanError, StepObserver, Traffic};
+use graph::{Absorb, Devices, Plan, PlanError, StepObserver, StorageKind, Traffic};
 use model_deepseek::{
     CacheType, Engine, Error, Model, Options, PlacementOptions, Session, Wanted,
     placement::{Fit, GpuLayers, Shortage},
@@ -87,7 +87,9 @@ enum Outcome {
 }
 
 fn check(model: &Arc<Model>, seed: u64, expected: &[(CacheType, Vec<u32>)]) -> Result<Outcome, String> {
-    const LACKS: [OpKind; 6] = [
+    const LACKS: [OpKind; 8] = [
+        OpKind::Concat,
+        OpKind::Rope,
         OpKind::LatentAttention,
         OpKind::HeadMatMul,
         OpKind::ExpertMatMul,
@@ -119,6 +121,9 @@ fn check(model: &Arc<Model>, seed: u64, expected: &[(CacheType, Vec<u32>)]) -> R
             return Err(format!("{said:?}: {name} needs {needs:?}"));
         }
     }
+    for plan in [&plans.decode, &plans.prefill] {
+        weights_are_in_place(plan).map_err(|error| format!("{said:?}, without {lacks:?}: {error}"))?;
+    }
     let fell_back = !(plans.decode.fall_backs.is_empty() && plans.prefill.fall_backs.is_empty());
     if fell_back && (said.strict || lacks.is_none()) {
         return Err(format!("{said:?}: {:?} fell back", plans.decode.fall_backs));
@@ -149,6 +154,45 @@ fn check(model: &Arc<Model>, seed: u64, expected: &[(CacheType, Vec<u32>)]) -> R
         return Err(format!("{said:?}: planned {planned:?}, seen {:?}", crossed.0));
     }
     Ok(if fell_back { Outcome::FellBack } else { Outcome::Answered })
+}
+
+/// That each weight is loaded once, where it was placed: by name; if nobody did, beside its cache, if it is one that goes
+/// with that; or else with its layer. Where a node fell back, the weights that it reads are with it.
+fn weights_are_in_place(plan: &Plan) -> Result<(), String> {
+    let (graph, placement, host) = (plan.graph(), plan.placement(), plan.devices.len() - 1);
+    let layer_of = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok();
+    let device_of_layer = |layer: usize| placement.layers.get(layer).copied().unwrap_or(host);
+    for (storage, weight) in graph.storages_of(StorageKind::Weight) {
+        let name = weight.name.as_str();
+        let layer = layer_of(name);
+        let home = match layer {
+            None if name == "token_embd.weight" => host,
+            None => device_of_layer(placement.layers.len() - 1),
+            Some(layer) => device_of_layer(layer),
+        };
+        let beside_cache = ["attn_k_b", "attn_v_b", "attn_kv_b"].iter().any(|part| name.contains(part));
+        let cache = layer
+            .map_or(home, |layer| placement.states.get(&format!("cache.{layer}")).copied().unwrap_or(home));
+        let may = match (placement.weights.get(name), &placement.absorb) {
+            (Some(&device), _) => vec![device],
+            (None, _) if !beside_cache || !placement.ownership_check => vec![home],
+            (None, Absorb::Owner) => vec![cache],
+            (None, Absorb::Layer) => vec![home],
+            (None, Absorb::Auto(_)) => vec![home, cache],
+        };
+        let fell = |device| {
+            let reads = |node: usize| {
+                graph.nodes()[node].inputs.iter().any(|&input| graph.info(input).storage == storage)
+            };
+            plan.fall_backs.iter().any(|fall_back| fall_back.runs_on == device && reads(fall_back.node))
+        };
+        let places: Vec<usize> =
+            plan.weights.iter().filter(|place| place.storage == storage).map(|place| place.device).collect();
+        if places.len() != 1 || !may.contains(&places[0]) && !fell(places[0]) {
+            return Err(format!("{name} is on devices {places:?}, not on one of {may:?}"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a shortage is one: the least that was said is too much, which for one accelerator is known.

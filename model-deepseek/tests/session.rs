@@ -6,9 +6,14 @@ use backend_api::{Discard, Precision};
 use backend_cpu::{CpuOptions, Level};
 use common::{argmax, embedded, engine, open, testdata};
 use model_deepseek::{
-    CacheType, Engine, Error, Options, Sampler, Sampling, Session, SessionError, Stop, Wanted,
+    CacheType, Engine, Error, Model, Options, Sampler, Sampling, Session, SessionError, Stop, Wanted,
+    source::Checkpoint,
 };
-use std::{ops::ControlFlow, sync::atomic::Ordering};
+use std::{
+    ops::ControlFlow,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+};
 
 /// Small enough for steps to be cut in many ways.
 fn options(cache: CacheType) -> Options {
@@ -269,6 +274,15 @@ fn what_was_not_saved_here_is_not_restored() {
     told(&other(short), &saved, &["tokens", "39", "40"]);
     let longer = Options { context: Some(256), ..options(CacheType::F16) };
     assert_eq!(other(longer).restore(&saved).unwrap().tokens(), session.tokens());
+
+    // The same tensors under another hyperparameter.
+    let mut file = std::fs::read(embedded()).unwrap();
+    let key = b"deepseek2.attention.layer_norm_rms_epsilon";
+    let epsilon = file.windows(key.len()).position(|window| window == key).unwrap() + key.len() + 4;
+    file[epsilon..epsilon + 4].copy_from_slice(&2e-6f32.to_le_bytes());
+    let checkpoint = Checkpoint::from_bytes(Path::new("other.gguf"), Arc::new(file)).unwrap();
+    let alike = Arc::new(Model::new(checkpoint).unwrap());
+    told(&common::engine(&alike, &options(CacheType::F16)), &saved, &["model"]);
 
     told(&engine, &[], &["size"]);
     told(&engine, b"a text file that is none of ours, of fifty bytes..", &["header"]);

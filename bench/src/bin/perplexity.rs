@@ -101,10 +101,15 @@ fn perplexity(options: &Options, file: &Path) -> Result<(), Failure> {
         let mut fed = chunk.to_vec();
         fed[0] = first.unwrap_or(fed[0]);
         session.truncate(0)?;
+        let mut unusable = None;
         let mut score = |position: usize, logits: &[f32]| {
+            unusable = unusable.take().or_else(|| not_numbers(position, logits));
             losses.push(negative_log_likelihood(logits, chunk[position + 1] as usize));
         };
         session.feed_with(&fed, Wanted::Rows(&scored), &mut score, &mut Discard)?;
+        if let Some(what) = unusable {
+            return Err(format!("chunk {}: {what}", index + 1).into());
+        }
         eprint!("[{}]{:.4},", index + 1, mean_and_error(&losses).0.exp());
     }
     eprintln!();
@@ -179,7 +184,9 @@ fn compare(options: &Options, file: &Path) -> Result<(), Failure> {
     }
     let mut kept = vec![0.0; rows.len() * vocabulary];
     let mut losses = Vec::with_capacity(tokens.len());
+    let mut unusable = None;
     let mut each = |position: usize, row: &[f32]| {
+        unusable = unusable.take().or_else(|| not_numbers(position, row));
         if let Some(&next) = tokens.get(position + 1) {
             losses.push(negative_log_likelihood(row, next as usize));
         }
@@ -190,6 +197,9 @@ fn compare(options: &Options, file: &Path) -> Result<(), Failure> {
     };
     let engine = loaded(&model, &devices, &options.run.resolve(Some(tokens.len())))?;
     engine.session()?.feed_with(tokens, Wanted::All, &mut each, &mut Discard)?;
+    if let Some(what) = unusable {
+        return Err(what.into());
+    }
     let distance = distance(&logits, &kept);
     print_json(&Comparison {
         nmse: distance.nmse,
@@ -199,6 +209,16 @@ fn compare(options: &Options, file: &Path) -> Result<(), Failure> {
         reference_nll: reference.mean_nll,
         argmax_agreement: distance.argmax_agreement,
     })
+}
+
+/// What is wrong with logits that say nothing.
+fn not_numbers(position: usize, logits: &[f32]) -> Option<String> {
+    let token = logits.iter().position(|logit| !logit.is_finite())?;
+    let found = logits[token];
+    Some(format!(
+        "position {position}: the logit of token {token}: expected a finite number, found {found}: a weight of the model \
+         is broken"
+    ))
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, Failure> {

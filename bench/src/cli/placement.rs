@@ -19,8 +19,9 @@ pub struct PlacementArgs {
     #[arg(long, value_name = "N|all|auto", allow_hyphen_values = true)]
     pub n_gpu_layers: Option<LayerCount>,
     /// Tensors on a device: those in whose GGUF name the regular expression is found (repeatable, or with commas
-    /// between; the first that matches counts; one that matches nothing is an error). Unlike in llama.cpp, the weights beside a cache
-    /// (attn_k_b, attn_v_b) move no other node with them. Also LLAMA_ARG_OVERRIDE_TENSOR [short: -ot]
+    /// between; the first that matches counts; one that matches nothing is an error). Goes before all other options, in
+    /// any order. Unlike in llama.cpp, the weights beside a cache (attn_k_b, attn_v_b) move no other node with them. Also
+    /// LLAMA_ARG_OVERRIDE_TENSOR [short: -ot]
     #[arg(long, value_name = "REGEX=DEVICE", allow_hyphen_values = true)]
     pub override_tensor: Vec<OverrideArg>,
     /// The routed experts of all layers on the host. Unlike in llama.cpp, one row a token comes back, not one for each

@@ -1,4 +1,5 @@
-//! Stage 7: what an owner cannot run goes elsewhere, alone, and is reported.
+//! Stage 7: what an owner cannot run goes elsewhere, alone, and is reported. Of what only neighbours had a say in, the
+//! stage before has decided where it goes, and left word in its reason.
 
 use super::{
     AssignError, Assignment, Draft, Facts, FallBack, Reason, Rules, Traffic,
@@ -15,6 +16,13 @@ use crate::{
 /// A node that nobody runs; a store, which cannot leave its state; any, if the rules are strict.
 pub(super) fn fall_back(facts: &Facts, rules: &Rules, mut draft: Draft) -> Result<Assignment, AssignError> {
     let mut owners: Vec<DeviceIndex> = draft.owners.iter().map(|o| o.unwrap_or(facts.host())).collect();
+    // Each moves from where it belongs, one after the other, so that each has its own cost.
+    let mut settled = vec![None; owners.len()];
+    for (index, reason) in draft.reasons.iter().enumerate() {
+        if let Reason::FellBack(wanted) = *reason {
+            settled[index] = Some(std::mem::replace(&mut owners[index], wanted));
+        }
+    }
     let mut fall_backs = Vec::new();
     for (index, node) in facts.nodes.iter().enumerate() {
         let wanted = owners[index];
@@ -28,7 +36,8 @@ pub(super) fn fall_back(facts: &Facts, rules: &Rules, mut draft: Draft) -> Resul
             return Err(AssignError::Strict { node: index, device: wanted });
         }
         let stayed = traffic(facts, &draft, &owners, index, wanted);
-        let candidates = node.runs_on.iter().take_while(|&device| device < facts.devices);
+        let may = |&device: &DeviceIndex| settled[index].is_none_or(|settled| settled == device);
+        let candidates = node.runs_on.iter().take_while(|&device| device < facts.devices).filter(may);
         let costs = candidates.map(|device| (device, traffic(facts, &draft, &owners, index, device)));
         let Some((device, moved)) = costs.min_by_key(|(_, traffic)| traffic.total()) else {
             return Err(AssignError::Nobody { node: index });

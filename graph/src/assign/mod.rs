@@ -10,7 +10,7 @@
 //! 3. `follow_weights`: a node goes where its weight is;
 //! 4. `expand_down`: along data flow, what is open goes to its producer's device;
 //! 5. `expand_up`: against it, to its consumer's;
-//! 6. `settle`: what expansion decided is decided again at borders, by the fewest bytes;
+//! 6. `settle`: what expansion decided is decided again at borders, by the fewest bytes among devices that can run it;
 //! 7. `fall_back`: what its owner cannot run goes elsewhere, reported.
 
 mod claim;

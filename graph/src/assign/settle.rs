@@ -3,7 +3,8 @@
 //! Expansion stops at whatever it meets, so a border between two devices lies anywhere on the open path between
 //! what they own. Here it moves to where the fewest bytes cross: a sum of expert rows crosses after it is summed,
 //! not before. Between two devices that is a minimum cut, which is exact; with more, devices are taken in pairs
-//! until no pair finds anything better (the swap moves of Boykov, Veksler and Zabih 2001).
+//! until no pair finds anything better (the swap moves of Boykov, Veksler and Zabih 2001). What a device cannot run
+//! goes where the fewest bytes cross with it, and its neighbours with it where that saves any.
 //!
 //! State bytes have no weight here: with the ownership check on, no node that reads a state is open; with it off,
 //! a state claims nothing.
@@ -24,6 +25,8 @@ const ROUNDS: usize = 8;
 /// What a placement of a few nodes costs, the first difference deciding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Cost {
+    /// Nodes whose device cannot run them, where that counts.
+    unable: u64,
     bytes: u64,
     crossings: u64,
     /// Nodes that are not on their layer's device.
@@ -33,7 +36,7 @@ struct Cost {
 }
 
 impl Cost {
-    /// One number of the same order, as long as there are fewer than 2¹⁶ nodes.
+    /// One number of the same order, as long as there are fewer than 2¹⁶ nodes, of what devices are able to run.
     const fn weight(self) -> u128 {
         ((self.bytes as u128) << 48)
             + ((self.crossings as u128) << 32)
@@ -42,40 +45,45 @@ impl Cost {
     }
 }
 
+/// Settles each group of open nodes twice: where they should be, and, if a device cannot run what it should have,
+/// where they can be. What costs no byte more there belongs there; what does has fallen back.
 pub(super) fn settle(facts: &Facts, draft: &mut Draft) {
-    let expanded = |reason| matches!(reason, Reason::ExpandedDown(_) | Reason::ExpandedUp(_) | Reason::Home);
-    let open: Vec<bool> = draft.reasons.iter().map(|reason| expanded(*reason)).collect();
+    let open: Vec<bool> = draft.reasons.iter().map(|reason| is_open(*reason)).collect();
     let mut owners: Vec<DeviceIndex> = draft.owners.iter().map(|o| o.unwrap_or(facts.host())).collect();
     for group in groups(facts, draft, &open) {
-        let border = Border::new(facts, draft, &open, group, &owners);
-        let devices: Vec<DeviceIndex> = border.devices.iter().collect();
-        if devices.len() < 2 {
-            continue;
-        }
+        let mut border = Border::new(facts, draft, &open, group, &owners);
         let before = border.cost(&owners);
-        let mut best = before;
-        for _ in 0..ROUNDS {
-            let start = best;
-            for (index, &a) in devices.iter().enumerate() {
-                for &b in &devices[index + 1..] {
-                    let candidate = border.swap(&owners, a, b);
-                    let cost = border.cost(&candidate);
-                    if cost < best {
-                        (owners, best) = (candidate, cost);
-                    }
-                }
+        let (wanted, best) = border.best(&owners);
+        let (placed, cost) = match border.lacks(&wanted) {
+            true => {
+                border.within_reach(&wanted);
+                border.best(&wanted)
             }
-            if best == start || devices.len() == 2 {
-                break;
-            }
-        }
+            false => (wanted.clone(), best),
+        };
         let saves = (best.bytes, best.crossings) < (before.bytes, before.crossings);
-        for &node in &border.nodes {
-            if draft.owners[node] != Some(owners[node]) {
-                draft.own(node, owners[node], if saves { Reason::FewerBytes } else { Reason::Home });
-            }
+        let nodes = std::mem::take(&mut border.nodes);
+        for node in nodes {
+            let (owner, before) = (placed[node], draft.owners[node]);
+            let unable = owner != wanted[node] && !facts.nodes[node].runs_on.contains(wanted[node]);
+            let reason = match draft.reasons[node] {
+                _ if unable && cost.bytes > best.bytes => Reason::FellBack(wanted[node]),
+                reason if before == Some(owner) => reason,
+                _ if saves || cost.bytes > best.bytes => Reason::FewerBytes,
+                _ if facts.home(node) == owner => Reason::Home,
+                Reason::Home => Reason::FewerBytes,
+                // Its neighbours' names are renewed at the end.
+                reason => reason,
+            };
+            draft.own(node, owner, reason);
         }
+        owners = placed;
     }
+}
+
+/// Whether only neighbours had a say in a node's place.
+fn is_open(reason: Reason) -> bool {
+    matches!(reason, Reason::ExpandedDown(_) | Reason::ExpandedUp(_) | Reason::Home)
 }
 
 /// Open nodes that share a value, directly or through others, must be settled together.
@@ -121,6 +129,8 @@ struct Border<'a> {
     storages: Vec<StorageIndex>,
     /// Where any of these may go: the devices of their neighbours.
     devices: DeviceSet,
+    /// Whether it counts what devices are able to run.
+    within_reach: bool,
 }
 
 impl<'a> Border<'a> {
@@ -149,7 +159,53 @@ impl<'a> Border<'a> {
                 devices = devices.with(owners[reader]);
             }
         }
-        Border { facts, draft, nodes, storages, devices }
+        Border { facts, draft, nodes, storages, devices, within_reach: false }
+    }
+
+    fn is_able(&self, node: NodeIndex, device: DeviceIndex) -> bool {
+        self.facts.nodes[node].runs_on.contains(device)
+    }
+
+    /// Whether a device cannot run what it has.
+    fn lacks(&self, owners: &[DeviceIndex]) -> bool {
+        self.nodes.iter().any(|&node| !self.is_able(node, owners[node]))
+    }
+
+    /// From here on it counts what devices are able to run, and what cannot run where it is may go to all that can.
+    fn within_reach(&mut self, owners: &[DeviceIndex]) {
+        self.within_reach = true;
+        let mut devices = self.devices;
+        for &node in self.nodes.iter().filter(|&&node| !self.is_able(node, owners[node])) {
+            let able =
+                self.facts.nodes[node].runs_on.iter().take_while(|&device| device < self.facts.devices);
+            devices = able.fold(devices.with(owners[node]), DeviceSet::with);
+        }
+        self.devices = devices;
+    }
+
+    /// The cheapest placement that is found from this one, and its cost.
+    fn best(&self, owners: &[DeviceIndex]) -> (Vec<DeviceIndex>, Cost) {
+        let devices: Vec<DeviceIndex> = self.devices.iter().collect();
+        let (mut owners, mut best) = (owners.to_vec(), self.cost(owners));
+        if devices.len() < 2 {
+            return (owners, best);
+        }
+        for _ in 0..ROUNDS {
+            let start = best;
+            for (index, &a) in devices.iter().enumerate() {
+                for &b in &devices[index + 1..] {
+                    let candidate = self.swap(&owners, a, b);
+                    let cost = self.cost(&candidate);
+                    if cost < best {
+                        (owners, best) = (candidate, cost);
+                    }
+                }
+            }
+            if best == start || devices.len() == 2 {
+                break;
+            }
+        }
+        (owners, best)
     }
 
     fn origin(&self, storage: StorageIndex, owners: &[DeviceIndex]) -> DeviceIndex {
@@ -167,6 +223,7 @@ impl<'a> Border<'a> {
             cost.crossings += u64::from(crossings);
         }
         for &node in &self.nodes {
+            cost.unable += u64::from(self.within_reach && !self.is_able(node, owners[node]));
             cost.away += u64::from(self.facts.nodes[node].home.is_some_and(|home| home != owners[node]));
             let first = self.first_input(node);
             cost.strange += u64::from(first.is_some_and(|s| self.origin(s, owners) != owners[node]));
@@ -195,6 +252,11 @@ impl<'a> Border<'a> {
         }
         for (index, &node) in movable.iter().enumerate() {
             let vertex = index + 2;
+            match [a, b].map(|device| !self.within_reach || self.is_able(node, device)) {
+                [true, false] => cut.prefer(vertex, a, NEVER),
+                [false, true] => cut.prefer(vertex, b, NEVER),
+                _ => {}
+            }
             if let Some(home) = self.facts.nodes[node].home {
                 cut.prefer(vertex, home, Cost { away: 1, ..Cost::default() }.weight());
             }
@@ -358,5 +420,50 @@ mod tests {
         draft.own(open, CPU, Reason::ExpandedDown(a));
         settle(&sample.0, &mut draft);
         assert_eq!((draft.owners[open], draft.reasons[open]), (Some(GPU), Reason::Home));
+    }
+
+    /// What its device cannot run takes neighbours along, where fewer bytes cross with them; it alone has fallen back.
+    #[test]
+    fn neighbours_go_along() {
+        let mut sample = Sample::new();
+        let x = sample.input(8);
+        let (before, before_out) = sample.node(&[x], 100);
+        let (lacking, lacking_out) = sample.node(&[before_out], 900);
+        let (along, along_out) = sample.node(&[lacking_out], 10);
+        let (after, _) = sample.node(&[along_out], 100);
+        sample.0.nodes[lacking].runs_on = DeviceSet::default().with(CPU);
+        let mut draft = sample.draft();
+        for node in [before, after] {
+            draft.own(node, GPU, Reason::Pinned(0));
+        }
+        for node in [lacking, along] {
+            draft.own(node, GPU, Reason::ExpandedDown(before));
+        }
+        settle(&sample.0, &mut draft);
+        assert_eq!((draft.owners[lacking], draft.reasons[lacking]), (Some(CPU), Reason::FellBack(GPU)));
+        assert_eq!((draft.owners[along], draft.reasons[along]), (Some(CPU), Reason::FewerBytes));
+    }
+
+    /// Nothing has fallen back where another place is as good.
+    #[test]
+    fn an_equal_place_is_no_fall_back() {
+        let mut sample = Sample::new();
+        let x = sample.input(8);
+        let (before, before_out) = sample.node(&[x], 100);
+        let (open, open_out) = sample.node(&[before_out], 100);
+        let (after, _) = sample.node(&[open_out], 8);
+        let expanded = |sample: &Sample| {
+            let mut draft = sample.draft();
+            draft.own(before, GPU, Reason::Pinned(0));
+            draft.own(after, CPU, Reason::Pinned(0));
+            draft.own(open, GPU, Reason::ExpandedDown(before));
+            settle(&sample.0, &mut draft);
+            (draft.owners[open], draft.reasons[open])
+        };
+        assert_eq!(expanded(&sample), (Some(GPU), Reason::ExpandedDown(before)));
+        sample.0.nodes[open].runs_on = DeviceSet::default().with(CPU);
+        let (owner, reason) = expanded(&sample);
+        assert_eq!(owner, Some(CPU));
+        assert!(!matches!(reason, Reason::FellBack(_)), "{reason:?}");
     }
 }

@@ -6,6 +6,7 @@ use crate::{
 };
 use backend_api::{DType, Shape, TensorDesc, format};
 use graph::{GraphBuilder, Value};
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// The tensors of a checkpoint as weights of a graph.
@@ -98,25 +99,25 @@ fn derived_dtype(source: DType) -> DType {
     if source == DType::F16 { DType::F16 } else { DType::F32 }
 }
 
-/// The bytes of `k_b` out of those of `kv_b`, whose format is `dtype`: the key rows of each head, transposed.
+/// The bytes of `k_b` out of those of `kv_b`, whose format is `dtype`: the key rows of each head, transposed. Heads are
+/// shared among the threads of the pool it runs in.
 pub(crate) fn derive_k_b(c: &AttentionConfig, dtype: DType, kv_b: &[u8]) -> Vec<u8> {
     let (nope, latent) = (c.nope, c.kv_lora_rank);
     let row_bytes = dtype.row_bytes(latent);
-    let head_bytes = (nope + c.value) * row_bytes;
     let to = derived_dtype(dtype);
-    let mut out = Vec::with_capacity(to.row_bytes(c.heads * latent * nope));
-    let mut keys = vec![0.0; nope * latent];
-    let mut transposed = vec![0.0; nope * latent];
-    for head in kv_b.chunks_exact(head_bytes).take(c.heads) {
+    let made_bytes = to.row_bytes(latent * nope);
+    let mut made = vec![0; c.heads * made_bytes];
+    let heads =
+        made.par_chunks_exact_mut(made_bytes).zip(kv_b.par_chunks_exact((nope + c.value) * row_bytes));
+    let scratch = || (vec![0.0; nope * latent], vec![0.0; nope * latent]);
+    heads.for_each_init(scratch, |(keys, transposed), (made, head)| {
         for (row, values) in head.chunks_exact(row_bytes).zip(keys.chunks_exact_mut(latent)) {
             format::decode(dtype, row, values);
         }
         for (i, value) in transposed.iter_mut().enumerate() {
             *value = keys[i % nope * latent + i / nope];
         }
-        let start = out.len();
-        out.resize(start + to.row_bytes(transposed.len()), 0);
-        format::encode(to, &transposed, &mut out[start..]);
-    }
-    out
+        format::encode(to, transposed, made);
+    });
+    made
 }

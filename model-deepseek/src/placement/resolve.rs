@@ -52,7 +52,8 @@ impl Wishes {
         let names: Vec<&str> =
             graph.storages_of(StorageKind::Weight).map(|(_, weight)| weight.name.as_str()).collect();
 
-        let mut weights = overridden(said, &names, devices)?;
+        let mut notices = Vec::new();
+        let mut weights = overridden(said, model, &names, devices, &mut notices)?;
         let on_host = |name: &str| {
             let Some((layer, part)) = layer_and_part(name) else { return false };
             let experts = is_experts(part) && (said.cpu_moe || layer < said.cpu_moe_layers);
@@ -94,7 +95,6 @@ impl Wishes {
             GpuLayers::All => layers + 1,
             GpuLayers::Last(n) => n.min(layers + 1),
         });
-        let mut notices = Vec::new();
         if host == 0 && gpu_layers.replace(0).is_some_and(|n| n > 0) {
             notices.push(
                 "layers were wanted on accelerators: there is no accelerator, and all are on the host"
@@ -123,6 +123,9 @@ impl Wishes {
             let device = cache.unwrap_or(open);
             if device != home {
                 placement.states.insert(cache_name(layer), device);
+                if cache.is_none() {
+                    placement.for_room.insert(cache_name(layer));
+                }
             }
         }
         let mut left = share.experts.clone();
@@ -133,6 +136,7 @@ impl Wishes {
                 continue;
             }
             placement.weights.extend(experts[layer].iter().map(|name| (name.clone(), *host)));
+            placement.for_room.extend(experts[layer].iter().cloned());
         }
         placement
     }
@@ -146,8 +150,10 @@ impl Wishes {
 /// The weights that overrides name.
 fn overridden(
     said: &PlacementOptions,
+    model: &Model,
     names: &[&str],
     devices: &Devices,
+    notices: &mut Vec<String>,
 ) -> Result<BTreeMap<String, DeviceIndex>, Error> {
     let mut weights = BTreeMap::new();
     for entry in &said.overrides {
@@ -166,12 +172,23 @@ fn overridden(
             matched = true;
             weights.entry((*name).to_owned()).or_insert(device);
         }
-        if !matched {
-            return Err(Error::Option {
-                option: entry.option,
-                expected: "a pattern that a tensor's name matches, such as `ffn_up_exps`".to_owned(),
-                found: format!("`{}`, which matches none of {}", entry.pattern, names.len()),
-            });
+        if matched {
+            continue;
+        }
+        // A file may have layers that predict further tokens, which rules for whole files name too.
+        let is_meant = |name: &str| pattern.is_match(name.as_bytes());
+        match model.checkpoint().tensors().filter(|tensor| is_meant(&tensor.name)).count() {
+            0 => {
+                return Err(Error::Option {
+                    option: entry.option,
+                    expected: "a pattern that a tensor's name matches, such as `ffn_up_exps`".to_owned(),
+                    found: format!("`{}`, which matches none of {}", entry.pattern, names.len()),
+                });
+            }
+            skipped => notices.push(format!(
+                "{} `{}` has no effect: it matches {skipped} tensors, which are skipped",
+                entry.option, entry.pattern
+            )),
         }
     }
     Ok(weights)

@@ -24,7 +24,7 @@ impl Threads {
         Threads { most: most.max(1), pool: OnceLock::new() }
     }
 
-    fn pool(&self) -> Result<&ThreadPool, Flaw> {
+    pub(super) fn pool(&self) -> Result<&ThreadPool, Flaw> {
         let start = || {
             let mut threads = self.most;
             loop {

@@ -288,6 +288,18 @@ impl Checkpoint {
         assemble::to_f32(self.load(name)?, info.runs()?, &self.threads).map_err(|flaw| info.wrong(flaw))
     }
 
+    /// What `make` makes out of a tensor's values, by the threads that make tensors.
+    pub(crate) fn make<T: Send>(
+        &self,
+        name: &str,
+        make: impl FnOnce(DType, &[u8]) -> T + Send,
+    ) -> Result<T, SourceError> {
+        let info = self.required(name)?;
+        let (dtype, values) = (info.runs()?, self.load(name)?);
+        let pool = self.threads.pool().map_err(|flaw| info.wrong(flaw))?;
+        Ok(pool.install(|| make(dtype, values.as_slice())))
+    }
+
     /// Bytes in the files, scales included, of a tensor in FP8, which [`load`](Checkpoint::load) gives in four times
     /// as many; `None` for one of another format.
     pub fn fp8_bytes(&self, name: &str) -> Option<u64> {

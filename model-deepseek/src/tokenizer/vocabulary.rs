@@ -1,5 +1,5 @@
 use super::{Rules, TokenizerError};
-use crate::source::gguf::Metadata;
+use crate::source::gguf::{Array, Metadata};
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -69,6 +69,11 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 
+/// The most tokens and merges that a file may have: three times those of the largest vocabularies in use. Each takes many
+/// times its bytes of the file once it can be looked up.
+const MOST_TOKENS: usize = 1 << 19;
+const MOST_MERGES: usize = 1 << 20;
+
 impl Vocabulary {
     /// A vocabulary of `tokens` and `merges`, without special ids and with types judged by text.
     pub fn new(rules: Rules, tokens: Vec<String>, merges: Vec<(String, String)>) -> Vocabulary {
@@ -100,7 +105,8 @@ impl Vocabulary {
     ///
     /// # Errors
     /// A key that is missing or of another type, a tokenizer or pre-tokenizer that is not known here (the known ones
-    /// are listed), a token that is not UTF-8, a type that does not exist, a merge that is not two tokens.
+    /// are listed), more than 2¹⁹ tokens or 2²⁰ merges, a token that is not UTF-8, a type that does not exist, a merge
+    /// that is not two tokens.
     pub fn from_gguf(metadata: &Metadata) -> Result<Vocabulary, TokenizerError> {
         let model = metadata.required(MODEL, "string", metadata.get_str(MODEL)?)?;
         if model != "gpt2" {
@@ -112,23 +118,31 @@ impl Vocabulary {
             metadata.invalid(PRE, format!("one of {}", known.join(", ")), format!("`{pre}`"))
         })?;
 
+        let at_most = |most: usize, key: &str, array: Array<'_>| match array.len() {
+            len if len <= most => Ok(()),
+            len => Err(metadata.invalid(key, format!("at most {most} strings"), len.to_string())),
+        };
         let tokens = metadata.required(TOKENS, "array of strings", metadata.get_array(TOKENS)?)?;
+        at_most(MOST_TOKENS, TOKENS, tokens)?;
         let tokens =
             tokens.strings()?.map(|token| Ok(token?.to_owned())).collect::<Result<_, TokenizerError>>()?;
         let types = match metadata.get_array(TYPES)? {
             Some(types) => {
+                at_most(MOST_TOKENS, TYPES, types)?;
                 types.i32s()?.map(|number| token_type(metadata, number?)).collect::<Result<_, _>>()?
             }
             None => Vec::new(),
         };
         let merges = match metadata.get_array(MERGES)? {
             None if rules.merges_from_ranks => Vec::new(),
-            merges => metadata
-                .required(MERGES, "array of strings", merges)?
-                .strings()?
-                .enumerate()
-                .map(|(i, merge)| split_merge(metadata.file(), MERGES, i, merge?))
-                .collect::<Result<_, _>>()?,
+            merges => {
+                let merges = metadata.required(MERGES, "array of strings", merges)?;
+                at_most(MOST_MERGES, MERGES, merges)?;
+                let merges = merges.strings()?.enumerate();
+                merges
+                    .map(|(i, merge)| split_merge(metadata.file(), MERGES, i, merge?))
+                    .collect::<Result<_, _>>()?
+            }
         };
 
         let mut end_of_generation = Vec::new();

@@ -9,7 +9,8 @@ use common::{
     shared_models,
 };
 use model_deepseek::{
-    Model, Options, Wanted,
+    Model, Options, PlacementOptions, Wanted,
+    placement::Override,
     source::{
         Checkpoint, Keys,
         gguf::{Metadata, Value},
@@ -312,6 +313,13 @@ fn tensors_are_checked_at_open() {
     let notices = model.notices().join("\n");
     assert!(notices.contains("1 tensors are not used: rope_freqs.weight"), "{notices}");
     assert!(notices.contains("predict further tokens (from layer 3 on)"), "{notices}");
+    // A rule for them is no mistake.
+    let said = PlacementOptions {
+        overrides: vec![Override::new("nextn", "cpu"), Override::new(r"blk\.[0-9]+\.nextn|attn_q", "cpu")],
+        ..PlacementOptions::default()
+    };
+    let placed = said.place(&model, &common::cpu(), &Options::default()).unwrap();
+    assert_eq!(placed.notices, ["override-tensor `nextn` has no effect: it matches 1 tensors, which are skipped"]);
 
     // A file whose keys say one thing and whose tensors another.
     let wrong = |keys: Shape, tensors: Shape, words: &[&str]| {

@@ -201,16 +201,16 @@ impl Context {
         Ok(())
     }
 
-    /// Hands command buffers to the queue, each a submission of its own; the number to [wait](Context::wait) for.
-    pub(crate) fn submit(&self, commands: &[vk::CommandBuffer]) -> Result<u64, DeviceError> {
+    /// Hands submissions of some command buffers each to the queue; the number to [wait](Context::wait) for.
+    pub(crate) fn submit(&self, submissions: &[Vec<vk::CommandBuffer>]) -> Result<u64, DeviceError> {
         self.check()?;
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        for command in commands {
-            let (buffers, semaphores) = ([*command], [queue.timeline]);
+        for buffers in submissions {
+            let semaphores = [queue.timeline];
             let values = [queue.submitted + 1];
             let mut timeline = vk::TimelineSemaphoreSubmitInfo::default().signal_semaphore_values(&values);
             let submit = [vk::SubmitInfo::default()
-                .command_buffers(&buffers)
+                .command_buffers(buffers)
                 .signal_semaphores(&semaphores)
                 .push_next(&mut timeline)];
             // SAFETY: the commands were recorded from this device and are not running, which their owner sees to; the
@@ -225,6 +225,11 @@ impl Context {
             queue.submitted += 1;
         }
         Ok(queue.submitted)
+    }
+
+    /// Submissions so far.
+    pub(crate) fn submissions(&self) -> u64 {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).submitted
     }
 
     /// Waits until everything up to submission `number` is done.
@@ -249,8 +254,7 @@ impl Context {
 
     /// Waits until all that was submitted is done; at once where the device is idle.
     pub(crate) fn settle(&self) -> Result<(), DeviceError> {
-        let submitted = self.queue.lock().unwrap_or_else(PoisonError::into_inner).submitted;
-        self.wait(submitted)
+        self.wait(self.submissions())
     }
 
     /// Before something is freed: whether the device has let go of it.

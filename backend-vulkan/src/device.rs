@@ -25,7 +25,7 @@ use std::{
 /// Devices are independent: one opened twice has two queues and two memories.
 pub struct VulkanDevice {
     // Dropped before the context that it copies for.
-    staging: Mutex<Staging>,
+    staging: Arc<Mutex<Staging>>,
     context: Arc<Context>,
 }
 
@@ -68,7 +68,7 @@ impl VulkanDevice {
         let context = Context::open(index, options)?;
         let staging = Staging::new(&context)
             .map_err(|error| VulkanError::Call { call: "vkCreateCommandPool", result: error.to_string() })?;
-        Ok(VulkanDevice { staging: Mutex::new(staging), context })
+        Ok(VulkanDevice { staging: Arc::new(Mutex::new(staging)), context })
     }
 
     /// What the user should know that is no error: a cache on disk that was ignored.
@@ -80,6 +80,11 @@ impl VulkanDevice {
     /// [asked for](VulkanOptions::validation).
     pub fn validation_messages(&self) -> Vec<String> {
         self.context.complaints()
+    }
+
+    /// How often something was handed to its queue: once for each run of a program that is not cut, and for large copies.
+    pub fn submissions(&self) -> u64 {
+        self.context.submissions()
     }
 
     /// From now on the device answers as a lost one does. For tests of what happens then.
@@ -155,7 +160,7 @@ impl Device for VulkanDevice {
                 unsafe { pointer.add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
                 Ok(())
             }
-            None => staging.write(memory.buffer(), offset, bytes),
+            None => staging.write(to, memory.buffer(), offset, bytes),
         }
     }
 
@@ -188,7 +193,7 @@ impl Device for VulkanDevice {
         for buffer in &program.buffers {
             self.own(buffer, &format!("program {}", program.name))?;
         }
-        Ok(Box::new(VulkanProgram::new(&self.context, program)?))
+        Ok(Box::new(VulkanProgram::new(&self.context, &self.staging, program)?))
     }
 }
 

@@ -36,6 +36,7 @@
 //! ```
 
 mod capabilities;
+mod carry;
 mod context;
 mod device;
 mod instance;

@@ -1,21 +1,27 @@
 //! A compiled program: recorded once, handed to the queue for every step.
 
 use crate::{
+    carry::Down,
     context::Context,
     lower::{self, Count, Cut, Lowering, RopeTable, Scratch},
-    memory::Memory,
+    memory::{Bytes, Memory, VulkanBuffer},
     pipelines::Shader,
     schedule::{Launch, Task, schedule},
     shared::{ProductPush, RowsPush},
-    staging::everything_before,
+    staging::{Staging, everything_before},
     tuning::Tuning,
 };
 use ash::vk;
 use backend_api::{
-    BufferRef, Capacity, DeviceError, Observer, Op, OpDesc, OpEvent, Program, ProgramDesc, Step, Work,
+    BufferRef, BufferUsage, Capacity, DeviceError, Observer, Op, OpDesc, OpEvent, Program, ProgramDesc, Step,
+    Work,
 };
 use gpu_allocator::MemoryLocation;
-use std::{mem::offset_of, sync::Arc, time::Duration};
+use std::{
+    mem::offset_of,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 /// What [`VulkanDevice::compile`](crate::VulkanDevice) makes.
 pub(crate) struct VulkanProgram {
@@ -34,6 +40,9 @@ pub(crate) struct VulkanProgram {
     sizes: Option<Memory>,
     /// The submission that last used any of this.
     last: u64,
+    /// What is read after it has run.
+    down: Arc<Mutex<Down>>,
+    staging: Arc<Mutex<Staging>>,
     pool: vk::CommandPool,
     /// What commands use.
     _tables: Option<Memory>,
@@ -81,7 +90,11 @@ const SUBMISSION: f64 = 0.1;
 
 impl VulkanProgram {
     /// Buffers must be of this device.
-    pub(crate) fn new(context: &Arc<Context>, program: ProgramDesc) -> Result<Self, DeviceError> {
+    pub(crate) fn new(
+        context: &Arc<Context>,
+        staging: &Arc<Mutex<Staging>>,
+        program: ProgramDesc,
+    ) -> Result<Self, DeviceError> {
         let device = &context.info.name;
         let fault = |reason: String| context.fault(format!("program {}: {reason}", program.name));
         let mut ropes: Vec<RopeTable> = Vec::new();
@@ -171,10 +184,21 @@ impl VulkanProgram {
         if sizes.as_ref().is_some_and(|sizes| sizes.mapped().is_none()) {
             return Err(fault("the sizes of dispatches lie where the CPU does not see them".to_owned()));
         }
-        let create = vk::CommandPoolCreateInfo::default().queue_family_index(context.queue_family);
+        let create = vk::CommandPoolCreateInfo::default()
+            .queue_family_index(context.queue_family)
+            .flags(vk::CommandPoolCreateFlags::RESET_COMMAND_BUFFER);
         // SAFETY: `create` lives through the call.
         let pool = unsafe { context.device.create_command_pool(&create, None) }
             .map_err(|result| context.error("vkCreateCommandPool", result))?;
+        let create = vk::CommandBufferAllocateInfo::default().command_pool(pool).command_buffer_count(1);
+        // SAFETY: the pool is ours; who makes programs has its commands to itself.
+        let down = unsafe { context.device.allocate_command_buffers(&create) }
+            .map(|commands| Down::new(within_steps(&program.buffers), commands[0]))
+            .map_err(|result| {
+                // SAFETY: nothing uses it.
+                unsafe { context.device.destroy_command_pool(pool, None) };
+                context.error("vkAllocateCommandBuffers", result)
+            })?;
         let records =
             program.ops.iter().zip(descs).map(|(op, desc)| OpRecord { name: op.name.clone(), desc });
         let mut compiled = VulkanProgram {
@@ -189,6 +213,8 @@ impl VulkanProgram {
             step,
             sizes,
             last: 0,
+            down: Arc::new(Mutex::new(down)),
+            staging: Arc::clone(staging),
             pool,
             _tables: tables_memory,
             _scratch: scratch,
@@ -492,14 +518,29 @@ impl VulkanProgram {
             Some((recording, _)) if timed == Timed::Yes => recording,
             _ => &self.plain,
         };
-        self.last = self.context.submit(&recording.commands)?;
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        self.last = staging.submit(&recording.commands, &self.down)?;
+        drop(staging);
         observer.submitted(recording.commands.len(), self.dispatches.len());
         self.context.wait(self.last)
     }
 }
 
+/// The buffers whose bytes live within a step: what is read of them is read after each.
+fn within_steps(buffers: &[BufferRef]) -> Vec<vk::Buffer> {
+    let own = buffers.iter().filter_map(|buffer| buffer.as_any().downcast_ref::<VulkanBuffer>());
+    let scratch = own.filter(|buffer| buffer.usage == BufferUsage::Scratch);
+    let buffer = |buffer: &VulkanBuffer| match &buffer.bytes {
+        Bytes::Owned(memory) => Some(memory.buffer()),
+        Bytes::Imported(_) => None,
+    };
+    scratch.filter_map(buffer).collect()
+}
+
 impl Drop for VulkanProgram {
     fn drop(&mut self) {
+        // Others may soon be called as its buffers were.
+        self.down.lock().unwrap_or_else(PoisonError::into_inner).retire();
         if !self.context.lets_go() {
             return;
         }

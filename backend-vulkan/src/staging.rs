@@ -1,11 +1,16 @@
 //! Copies between main memory and memory that only the device sees: to it through two pieces, one of which is filled while
-//! the other is on its way, from it through a third, whose memory is fast to read.
+//! the other is on its way, from it through a third, whose memory is fast to read. Small ones [travel with
+//! programs](crate::carry).
 
-use crate::{context::Context, memory::Memory};
+use crate::{
+    carry::{Down, SMALL, Up, record},
+    context::Context,
+    memory::Memory,
+};
 use ash::vk;
-use backend_api::DeviceError;
+use backend_api::{BufferRef, DeviceError};
 use gpu_allocator::MemoryLocation;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of a piece.
 const PIECE: usize = 8 << 20;
@@ -16,6 +21,9 @@ pub(crate) struct Staging {
     slots: Vec<Slot>,
     next: usize,
     back: Option<Slot>,
+    up: Option<Up>,
+    /// Of the program that was submitted last.
+    down: Option<Arc<Mutex<Down>>>,
 }
 
 struct Slot {
@@ -33,16 +41,61 @@ impl Staging {
         // SAFETY: `create` lives through the call.
         let pool = unsafe { context.device.create_command_pool(&create, None) }
             .map_err(|result| context.error("vkCreateCommandPool", result))?;
-        Ok(Staging { context: Arc::clone(context), pool, slots: Vec::new(), next: 0, back: None })
+        let context = Arc::clone(context);
+        Ok(Staging { context, pool, slots: Vec::new(), next: 0, back: None, up: None, down: None })
+    }
+
+    fn commands(&self) -> Result<vk::CommandBuffer, DeviceError> {
+        let create = vk::CommandBufferAllocateInfo::default().command_pool(self.pool).command_buffer_count(1);
+        // SAFETY: the pool is ours.
+        let commands = unsafe { self.context.device.allocate_command_buffers(&create) };
+        Ok(commands.map_err(|result| self.context.error("vkAllocateCommandBuffers", result))?[0])
     }
 
     fn slot(&self, location: MemoryLocation) -> Result<Slot, DeviceError> {
         let memory = Memory::new(&self.context, "staging", PIECE, location)?;
-        let create = vk::CommandBufferAllocateInfo::default().command_pool(self.pool).command_buffer_count(1);
-        // SAFETY: the pool is ours.
-        let commands = unsafe { self.context.device.allocate_command_buffers(&create) }
-            .map_err(|result| self.context.error("vkAllocateCommandBuffers", result))?;
-        Ok(Slot { memory, commands: commands[0], busy: 0 })
+        Ok(Slot { memory, commands: self.commands()?, busy: 0 })
+    }
+
+    /// Hands a program's command buffers to the queue, each a submission, with the small writes that wait before the
+    /// first and what is to be read after the last. The number to wait for.
+    pub(crate) fn submit(
+        &mut self,
+        commands: &[vk::CommandBuffer],
+        down: &Arc<Mutex<Down>>,
+    ) -> Result<u64, DeviceError> {
+        let up = self.up.as_ref().map(|up| up.record(&self.context)).transpose()?.flatten();
+        let mut own = lock(down);
+        own.spoil_all();
+        let back = own.record(&self.context)?;
+        let last = commands.len() - 1;
+        let submissions: Vec<Vec<vk::CommandBuffer>> = (commands.iter().enumerate())
+            .map(|(index, commands)| {
+                let (up, back) = (up.filter(|_| index == 0), back.filter(|_| index == last));
+                up.into_iter().chain([*commands]).chain(back).collect()
+            })
+            .collect();
+        let number = self.context.submit(&submissions)?;
+        if let Some(waiting) = &mut self.up {
+            waiting.sent(number);
+        }
+        own.sent(number);
+        self.down = Some(Arc::clone(down));
+        Ok(number)
+    }
+
+    /// Sends the small writes that wait.
+    fn flush(&mut self) -> Result<(), DeviceError> {
+        if let Some(up) = &mut self.up
+            && let Some(commands) = up.record(&self.context)?
+        {
+            up.sent(self.context.submit(&[vec![commands]])?);
+        }
+        Ok(())
+    }
+
+    fn down(&self) -> Option<MutexGuard<'_, Down>> {
+        self.down.as_ref().map(lock)
     }
 
     /// The next slot for writing, free.
@@ -59,9 +112,34 @@ impl Staging {
         Ok(&mut self.slots[index])
     }
 
-    /// Returns before the bytes have arrived; later submissions see them.
-    pub(crate) fn write(&mut self, to: vk::Buffer, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+    /// Returns before the bytes have arrived; later submissions see them. `to` is of `target`.
+    pub(crate) fn write(
+        &mut self,
+        target: &BufferRef,
+        to: vk::Buffer,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<(), DeviceError> {
         let context = Arc::clone(&self.context);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if let Some(mut down) = self.down() {
+            down.spoil(to, &(offset as u64..(offset + bytes.len()) as u64));
+        }
+        if bytes.len() <= SMALL {
+            if self.up.as_ref().is_some_and(|up| !up.has_room(bytes.len())) {
+                self.flush()?;
+            }
+            if self.up.is_none() {
+                self.up = Some(Up::new(&context, self.commands()?)?);
+            }
+            if let Some(up) = &mut self.up {
+                up.add(&context, target, to, offset, bytes)?;
+            }
+            return Ok(());
+        }
+        self.flush()?;
         for (number, piece) in bytes.chunks(PIECE).enumerate() {
             let slot = self.next()?;
             let pointer = slot.pointer(&context)?;
@@ -87,6 +165,13 @@ impl Staging {
         into: &mut [u8],
     ) -> Result<(), DeviceError> {
         let context = Arc::clone(&self.context);
+        if let Some(mut down) = self.down() {
+            if down.read(&context, from, offset, into)? {
+                return Ok(());
+            }
+            down.want(from, offset as u64..(offset + into.len()) as u64);
+        }
+        self.flush()?;
         if self.back.is_none() {
             self.back = Some(self.slot(MemoryLocation::GpuToCpu)?);
         }
@@ -127,25 +212,8 @@ impl Slot {
         context: &Context,
         commands: impl Fn(&ash::Device, vk::CommandBuffer, vk::Buffer),
     ) -> Result<(), DeviceError> {
-        let device = &context.device;
-        let begin = vk::CommandBufferBeginInfo::default().flags(vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT);
-        let record = || {
-            // SAFETY: the slot's last submission is done, so that its commands may be recorded anew.
-            unsafe {
-                device.begin_command_buffer(self.commands, &begin)?;
-                everything_before(device, self.commands);
-                commands(device, self.commands, self.memory.buffer());
-                everything_before(device, self.commands);
-                device.end_command_buffer(self.commands)
-            }
-        };
-        if let Err(result) = record() {
-            // SAFETY: as above. What was half recorded is dropped.
-            let _ =
-                unsafe { device.reset_command_buffer(self.commands, vk::CommandBufferResetFlags::empty()) };
-            return Err(context.error("recording a copy", result));
-        }
-        self.busy = context.submit(&[self.commands])?;
+        record(context, self.commands, |device, recorded| commands(device, recorded, self.memory.buffer()))?;
+        self.busy = context.submit(&[vec![self.commands]])?;
         Ok(())
     }
 
@@ -162,6 +230,11 @@ impl Drop for Staging {
             unsafe { self.context.device.destroy_command_pool(self.pool, None) };
         }
     }
+}
+
+/// What small reads a program brings along, however a thread that held it ended.
+fn lock(down: &Arc<Mutex<Down>>) -> MutexGuard<'_, Down> {
+    down.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A barrier between everything before and everything after.

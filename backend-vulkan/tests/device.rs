@@ -157,6 +157,60 @@ fn bytes_are_the_same_whatever_way_they_take() {
     common::assert_valid(&staged);
 }
 
+/// Where memory is the device's own, a step's inputs and outputs travel with the program that they are for.
+#[test]
+fn small_copies_take_no_submission() {
+    let Some(device) = common::open(VulkanOptions { always_stage: true, ..VulkanOptions::default() }) else {
+        return;
+    };
+    let bytes = encoded(DType::Q4_K, M);
+    let weights = device.allocate(&request("weights", bytes.len(), BufferUsage::Weights)).expect("room");
+    device.write(&weights, 0, &bytes).expect("written");
+    let scratch = scratch(&device, 1);
+    let programs = [0, 1].map(|_| product(&device, weights.clone(), scratch.clone(), 1));
+    let [mut program, mut other] = programs;
+    let step = Step { rows: 1, past: 0, outputs: 1 };
+    let input = |seed| bytes_of(&numbers(K, seed));
+    let (y, z) = (4 * K, 4 * (K + M));
+    let read = |at: usize| {
+        let mut found = vec![0; 4 * M];
+        device.read(&scratch, at, &mut found).expect("read");
+        found
+    };
+    let first = device.submissions();
+    let mut results = Vec::new();
+    for seed in 0..4 {
+        // Written over before it is read: the later of two writes counts.
+        device.write(&scratch, 0, &input(seed + 100)).expect("written");
+        device.write(&scratch, 4, &input(seed)[4..]).expect("written");
+        device.write(&scratch, 0, &input(seed)[..8]).expect("written");
+        program.run(&step, &mut Discard).expect("it runs");
+        results.push((read(y), read(z)));
+        assert_eq!((read(y), read(z)), results[seed], "what was brought can be read again");
+    }
+    // The first step does not know what will be read of it: twice the whole of y and z, which the second read finds.
+    assert_eq!(device.submissions() - first, 4 + 4);
+    let twice = |y: &[u8], z: &[u8]| {
+        let numbers = |bytes: &[u8]| -> Vec<f32> {
+            bytes.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().expect("four bytes"))).collect()
+        };
+        numbers(y).iter().zip(numbers(z)).all(|(y, z)| y + y == z && *y != 0.0)
+    };
+    assert!(results.iter().all(|(y, z)| twice(y, z)));
+    assert!((1..4).all(|seed| results[seed] != results[seed - 1]));
+    // What is written over what was brought counts, and so does what another program makes there.
+    device.write(&scratch, y + 4, &[7; 4]).expect("written");
+    assert_eq!(read(y)[..12], [&results[3].0[..4], &[7; 4], &results[3].0[8..12]].concat());
+    device.write(&scratch, 0, &input(0)).expect("written");
+    other.run(&step, &mut Discard).expect("it runs");
+    assert_eq!((read(y), read(z)), results[0]);
+    device.write(&scratch, 0, &input(1)).expect("written");
+    program.run(&step, &mut Discard).expect("it runs");
+    drop((program, other));
+    assert_eq!((read(y), read(z)), results[1]);
+    common::assert_valid(&device);
+}
+
 #[test]
 fn large_copies_go_through_staging_in_pieces() {
     let Some(device) = common::open(VulkanOptions { always_stage: true, ..VulkanOptions::default() }) else {

@@ -319,7 +319,10 @@ fn tensors_are_checked_at_open() {
         ..PlacementOptions::default()
     };
     let placed = said.place(&model, &common::cpu(), &Options::default()).unwrap();
-    assert_eq!(placed.notices, ["override-tensor `nextn` has no effect: it matches 1 tensors, which are skipped"]);
+    assert_eq!(
+        placed.notices,
+        ["override-tensor `nextn` has no effect: it matches 1 tensors, which are skipped"]
+    );
 
     // A file whose keys say one thing and whose tensors another.
     let wrong = |keys: Shape, tensors: Shape, words: &[&str]| {

@@ -11,7 +11,7 @@ mod source_bytes;
 
 use backend_api::{Device, Observer, Precision, Step};
 use backend_cpu::{CpuDevice, CpuOptions};
-use backend_vulkan::VulkanDevice;
+use backend_vulkan::{VulkanDevice, VulkanOptions};
 use common::{Difference, argmax, embedded, open, random::Shape};
 use graph::{Devices, Plan, StepObserver, Traffic, Transfer};
 use model_deepseek::{CacheType, Engine, Model, Options, PlacementOptions, Plans, Wanted};
@@ -60,11 +60,18 @@ fn models() -> Vec<(String, Arc<Model>)> {
     models
 }
 
-/// `vulkan0`, opened twice; nothing, said aloud, where it is not there and need not be.
+/// `vulkan0`, opened twice, the second as if its memory were its own; nothing, said aloud, where it is not there and need
+/// not be.
 fn vulkan() -> Option<[Arc<dyn Device>; 2]> {
-    let open = || VulkanDevice::open(0);
-    match open().and_then(|first| Ok([first, open()?])) {
-        Ok(devices) => Some(devices.map(|device| -> Arc<dyn Device> { Arc::new(device) })),
+    Some(opened()?.map(|device| -> Arc<dyn Device> { device }))
+}
+
+fn opened() -> Option<[Arc<VulkanDevice>; 2]> {
+    let open = |always_stage| {
+        VulkanDevice::open_with(0, &VulkanOptions { always_stage, ..VulkanOptions::default() })
+    };
+    match open(false).and_then(|first| Ok([first, open(true)?])) {
+        Ok(devices) => Some(devices.map(Arc::new)),
         Err(missing) => {
             assert!(std::env::var_os("FATHOM_REQUIRE_VULKAN").is_none(), "{missing}");
             println!("skipped: {missing}");
@@ -244,6 +251,30 @@ fn vulkan_and_cpu_answer_as_the_cpu_alone() {
          {ROUNDING:e}, {differing} with other experts; {parting} texts part at a tie",
         models.len()
     );
+}
+
+/// Whatever crosses, and however memory is reached, nothing but the splits is handed to a queue for a token.
+#[test]
+fn a_split_of_a_token_is_one_submission() {
+    let Some(opened) = opened() else { return };
+    let model = open(&embedded());
+    for vulkan in opened {
+        let devices = Devices::new(vec![vulkan.clone(), cpu("cpu")]);
+        for (host_caches, cpu_moe) in [(false, false), (true, false), (false, true), (true, true)] {
+            let said = PlacementOptions { host_caches, cpu_moe, ..PlacementOptions::default() };
+            let plans = said.place(&model, &devices, &options()).unwrap().plans;
+            let splits = plans.decode.splits.iter().filter(|split| split.device == 0).count() as u64;
+            let mut session = Engine::load(&model, &devices, plans, &mut |_| ()).unwrap().session().unwrap();
+            session.feed(&[1, 2, 3]).unwrap();
+            // What is read of it, a device with memory of its own learns from its first token.
+            session.feed(&[4]).unwrap();
+            for token in 5..8 {
+                let before = vulkan.submissions();
+                session.feed(&[token]).unwrap();
+                assert_eq!(vulkan.submissions() - before, splits, "{said:?}");
+            }
+        }
+    }
 }
 
 /// The count of differing experts is worth something only if it can be other than zero.

@@ -71,30 +71,31 @@ pub fn run(device: &dyn Device) -> Report {
     run_filtered(device, "")
 }
 
-/// Runs the cases whose names contain `filter`.
+/// Runs the cases whose names contain `filter`, or where it has stars, the parts between them one after the other:
+/// `MatMul*Default*16 rows`.
 ///
 /// # Panics
-/// As [`run`], and if no name contains `filter`.
+/// As [`run`], and if no name is meant.
 pub fn run_filtered(device: &dyn Device, filter: &str) -> Report {
     let report = examine(device, filter);
     let count = report.passed + report.unsupported.len() + report.failures.len();
-    assert!(count > 0, "no case's name contains {filter:?}");
+    assert!(count > 0, "no case's name has {filter:?}");
     assert!(report.failures.is_empty(), "{}: {report}", device.info().name);
     print!("{}: {report}", device.info().name);
     report
 }
 
-/// Runs the cases whose names contain `filter`, and says what is wrong instead of panicking.
+/// Runs the cases that [`run_filtered`] does, and says what is wrong instead of panicking.
 pub fn examine(device: &dyn Device, filter: &str) -> Report {
     let mut report = Report::default();
-    if memory::NAME.contains(filter) {
+    if is_meant(memory::NAME, filter) {
         match memory::check(device) {
             Ok(()) => report.passed += 1,
             Err(message) => report.fail(memory::NAME, vec![(Check::Buffers, message)]),
         }
     }
     let mut weights = Weights::default();
-    for case in cases::all().into_iter().filter(|case| case.name.contains(filter)) {
+    for case in cases::all().into_iter().filter(|case| is_meant(&case.name, filter)) {
         let mut builder = Builder::new(&case.name, &mut weights);
         (case.build)(&mut builder);
         let setup = builder.finish();
@@ -108,6 +109,18 @@ pub fn examine(device: &dyn Device, filter: &str) -> Report {
     report
 }
 
+/// Whether a name has all parts of a filter.
+fn is_meant(name: &str, filter: &str) -> bool {
+    let mut rest = name;
+    filter.split('*').all(|part| match rest.split_once(part) {
+        Some((_, after)) => {
+            rest = after;
+            true
+        }
+        None => false,
+    })
+}
+
 fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "it panicked".to_owned())
@@ -116,4 +129,20 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 /// The names of all cases.
 pub fn names() -> Vec<String> {
     std::iter::once(memory::NAME.to_owned()).chain(cases::all().into_iter().map(|case| case.name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_meant;
+
+    #[test]
+    fn the_parts_of_a_filter_follow_each_other() {
+        let name = "MatMul Q4_K Default, k 256, 16 rows";
+        for filter in ["", "Mat", "Mul*Default", "*16 rows", "MatMul*Q*Default*16 rows"] {
+            assert!(is_meant(name, filter), "{filter}");
+        }
+        for filter in ["mat", "Default*Mul", "16 rows*16 rows", "Mul*F32"] {
+            assert!(!is_meant(name, filter), "{filter}");
+        }
+    }
 }

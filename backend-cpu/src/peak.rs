@@ -11,12 +11,12 @@ use crate::{
 use backend_api::Step;
 use std::{hint::black_box, sync::Arc, time::Instant};
 
-/// GB/s (10⁹ bytes) that `threads` threads read from memory: the best of several passes over 1 GiB, or a quarter
-/// of the free memory if that is less. 0 where the system gives no threads or no memory.
-pub fn read_gb_s(threads: usize) -> f64 {
+/// GB/s (10⁹ bytes) that `threads` threads read from memory: the best of several passes over `bytes` (1 GiB is more than
+/// caches hold), or a quarter of the free memory if that is less. 0 where the system gives no threads or no memory.
+pub fn read_gb_s(threads: usize, bytes: usize) -> f64 {
     let size = match memory::available() {
-        0 => 1 << 30,
-        free => (free / 4).min(1 << 30) as usize,
+        0 => bytes,
+        free => (free / 4).min(bytes as u64) as usize,
     };
     let bytes = size / Read::TASK * Read::TASK;
     let Some(memory) = Memory::zeroed(bytes) else { return 0.0 };
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn rates_are_of_this_century() {
-        let read = read_gb_s(1);
+        let read = read_gb_s(1, 64 << 20);
         assert!((0.1..10_000.0).contains(&read), "{read} GB/s");
         let macs = int8_gmac_s(1);
         assert!((0.05..100_000.0).contains(&macs), "{macs} GMAC/s");

@@ -41,12 +41,12 @@ pub(crate) fn facts(
     }
     let nodes = nodes(graph, devices, &step, &storages, home);
     give_homes(graph, placement, &nodes, &mut storages, host);
-    Ok(Facts { devices: devices.len(), storages, nodes })
+    Ok(Facts { devices: devices.len(), rows: capacity.rows, storages, nodes })
 }
 
 /// The same facts with the bytes of a step.
 pub(crate) fn in_step(facts: &Facts, graph: &Graph, step: &Step) -> Facts {
-    let mut facts = facts.clone();
+    let mut facts = Facts { rows: step.rows, ..facts.clone() };
     for (storage, known) in facts.storages.iter_mut().zip(graph.storages()) {
         storage.bytes = known.desc.span_bytes(step) as u64;
     }

@@ -15,7 +15,8 @@
 //! at its owner, unless the user placed them.
 //!
 //! **Every node has a reason.** [`Reason`] is why a node is where it is, and [`report`] says it in words. A node that
-//! its device cannot run goes elsewhere with its cost, never silently.
+//! its device cannot run goes elsewhere, and what that costs is [told](FallBack); what only its neighbours place, and no
+//! more bytes cross with elsewhere, belongs there.
 //!
 //! **Placement never changes the answer.** Any placement gives the same bits on devices of the same kind.
 //!

@@ -4,9 +4,9 @@
 use crate::{
     assign::Reason,
     devices::DeviceIndex,
-    graph::{NodeIndex, StorageKind},
+    graph::{NodeIndex, StorageIndex, StorageKind},
     plan::{Needs, Plan},
-    report::{human, summary},
+    report::{human, more, summary},
     split::Split,
 };
 use backend_api::Step;
@@ -163,20 +163,29 @@ fn without_layer(name: &str, layer: Option<usize>) -> &str {
 
 /// The style and the words of a node's reason.
 fn words(plan: &Plan, node: NodeIndex) -> (&'static str, &'static str) {
+    let for_room = |storage: StorageIndex| plan.is_for_room(&plan.graph().storages()[storage].name);
     match plan.reasons[node] {
+        Reason::RegionOf(state) if for_room(state) => {
+            ("region", "belongs to the cache that lives here for want of room")
+        }
         Reason::RegionOf(_) => ("region", "belongs to the cache that lives here"),
         Reason::Pinned(storage) => {
             let storage = &plan.graph().storages()[storage];
             match storage.kind {
                 StorageKind::State => ("region", "writes the cache that lives here"),
-                _ if plan.is_for_room(&storage.name) => ("weight", "reads a weight without room elsewhere"),
+                _ if plan.is_for_room(&storage.name) => {
+                    ("weight", "reads a weight that is here for want of room")
+                }
                 _ => ("user", "reads a weight that was placed here"),
             }
+        }
+        Reason::FollowsWeight(weight) if for_room(weight) => {
+            ("weight", "reads a weight that is here for want of room")
         }
         Reason::FollowsWeight(_) => ("weight", "reads a weight that is loaded here"),
         Reason::ExpandedDown(_) | Reason::ExpandedUp(_) => ("near", "beside its neighbours"),
         Reason::Home => ("near", "its layer is here"),
-        Reason::FewerBytes => ("near", "fewer bytes cross"),
+        Reason::FewerBytes => ("near", "the fewest bytes cross"),
         Reason::FellBack(_) => ("fell", "its device cannot run it"),
     }
 }
@@ -293,11 +302,17 @@ impl Canvas {
 
     fn legend(&mut self, plan: &Plan, step: &Step) {
         self.y += 10;
+        // Each once for all layers.
+        let mut told: BTreeMap<(&str, DeviceIndex), (usize, i64, String)> = BTreeMap::new();
         for fall_back in plan.fall_backs_in(step) {
-            let node = &plan.graph().nodes()[fall_back.node].name;
-            let device = &plan.devices[fall_back.runs_on];
-            let bytes = human(fall_back.bytes);
-            self.text(20, "fell", &format!("{node} runs on {device}: {}; {bytes} more cross", fall_back.why));
+            let entry = told.entry((short(plan, fall_back.node), fall_back.runs_on));
+            let (count, bytes, _) = entry.or_insert((0, 0, fall_back.why));
+            (*count, *bytes) = (*count + 1, *bytes + fall_back.bytes);
+        }
+        for ((node, device), (count, bytes, why)) in told {
+            let times = if count == 1 { String::new() } else { format!(" (of {count} layers)") };
+            let (device, more) = (&plan.devices[device], more(bytes));
+            self.text(20, "fell", &format!("{node}{times} runs on {device}: {why}; {more} cross"));
             self.y += LINE;
         }
         self.text(

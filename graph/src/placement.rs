@@ -35,7 +35,7 @@ pub struct Placement {
     pub weights: BTreeMap<String, DeviceIndex>,
     /// Owners of states, by name, where they are not their layer's device.
     pub states: BTreeMap<String, DeviceIndex>,
-    /// The names among `weights` and `states` that are there for want of room elsewhere, and not because the user said so.
+    /// Names of weights and states that are where they are for want of room elsewhere, and not because the user said so.
     /// They change no owner, only the words of reasons.
     pub for_room: BTreeSet<String>,
     /// Where the edges of regions run.
@@ -43,7 +43,8 @@ pub struct Placement {
     /// Whether states claim the nodes of their regions. Off, only the store stays with its state: the defect this
     /// project is about, for measuring.
     pub ownership_check: bool,
-    /// Whether a node that its device cannot run is an error.
+    /// Whether a [fall-back](crate::FallBack) is an error: a node that its device cannot run, unless nothing but its
+    /// neighbours places it and no more bytes cross with it elsewhere.
     pub strict: bool,
 }
 

@@ -50,7 +50,7 @@ pub enum PlanError {
         why: Vec<String>,
     },
     /// The owner of a state cannot write it.
-    #[error("{node} must run where its state is: {why}")]
+    #[error("{node} must run where its state is: {why}; place the state elsewhere")]
     Store {
         /// The store's name.
         node: String,

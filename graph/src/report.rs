@@ -74,10 +74,12 @@ pub struct FallBackReport {
     pub runs_on: String,
     /// Why not where it belongs.
     pub why: String,
-    /// Bytes that cross more in the step.
-    pub bytes: u64,
+    /// Neighbours that went along.
+    pub along: Vec<String>,
+    /// Bytes that cross more in the step, than if all had stayed that fell back after it.
+    pub bytes: i64,
     /// Of these, bytes of states.
-    pub state_bytes: u64,
+    pub state_bytes: i64,
 }
 
 impl Report {
@@ -103,6 +105,7 @@ impl Report {
             wanted: name(fall_back.wanted),
             runs_on: name(fall_back.runs_on),
             why: fall_back.why,
+            along: fall_back.along.iter().map(|(node, _)| node_name(plan, *node).to_owned()).collect(),
             bytes: fall_back.bytes,
             state_bytes: fall_back.state_bytes,
         });
@@ -153,12 +156,13 @@ pub fn reason(plan: &Plan, node: NodeIndex) -> String {
             format!("it belongs to {name}, which lives on {owner}{}", for_room(name))
         }
         Reason::FollowsWeight(weight) => {
-            format!("it reads {}, which is loaded on {owner}", storage_name(plan, weight))
+            let name = storage_name(plan, weight);
+            format!("it reads {name}, which is loaded on {owner}{}", for_room(name))
         }
         Reason::ExpandedDown(producer) => format!("it reads {}, made on {owner}", node_name(plan, producer)),
         Reason::ExpandedUp(consumer) => format!("{}, on {owner}, reads it", node_name(plan, consumer)),
         Reason::Home => format!("its layer is on {owner}"),
-        Reason::FewerBytes => format!("fewer bytes cross with it on {owner}"),
+        Reason::FewerBytes => format!("the fewest bytes cross with it on {owner}"),
         Reason::FellBack(wanted) => {
             let fall_back = plan.fall_backs.iter().find(|fall_back| fall_back.node == node);
             let why = fall_back.map_or("", |fall_back| fall_back.why.as_str());
@@ -177,6 +181,12 @@ pub fn human(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A difference of bytes as people read it, such as `1.5 MiB more`.
+pub fn more(bytes: i64) -> String {
+    let word = if bytes < 0 { "less" } else { "more" };
+    format!("{} {word}", human(bytes.unsigned_abs()))
 }
 
 /// One line: devices, splits, bytes per step by kind.
@@ -236,9 +246,13 @@ impl fmt::Display for Report {
                 human(needs.scratch)
             )?;
         }
-        for FallBackReport { node, runs_on, why, bytes, state_bytes, .. } in &self.fall_backs {
-            let (more, states) = (human(*bytes), human(*state_bytes));
-            writeln!(f, "fall-back: {node} runs on {runs_on}: {why}; {more} more cross, {states} of states")?;
+        for FallBackReport { node, runs_on, why, along, bytes, state_bytes, .. } in &self.fall_backs {
+            let along = if along.is_empty() { String::new() } else { format!(" with {}", along.join(", ")) };
+            let states = match state_bytes {
+                0 => String::new(),
+                _ => format!(" (of states: {})", more(*state_bytes)),
+            };
+            writeln!(f, "fall-back: {node} runs on {runs_on}{along}: {why}; {} cross{states}", more(*bytes))?;
         }
         Ok(())
     }

@@ -160,6 +160,13 @@ pub fn owners(facts: &Facts, rules: &Rules, assignment: &Assignment) -> Checked 
         let fell = fall_backs.iter().find(|fall_back| fall_back.node == index);
         check(fell.is_none_or(|f| f.runs_on == owner), || format!("node {index} did not fall back there"))?;
         check(fell.is_none() || !rules.strict, || format!("node {index} fell back in a strict plan"))?;
+        let said = if let Reason::FellBack(wanted) = reasons[index] { Some(wanted) } else { None };
+        check(said == fell.map(|fell| fell.wanted), || {
+            format!("node {index} is said to belong on {said:?}, and its fall-back is {fell:?}")
+        })?;
+        check(said.is_none_or(|wanted| !node.runs_on.contains(wanted)), || {
+            format!("node {index} fell back from a device that can run it")
+        })?;
         for &storage in &node.writes {
             let state = &facts.storages[storage];
             let at_home = state.kind != StorageKind::State || state.home == Some(owner);

@@ -171,7 +171,7 @@ fn fall_backs_are_told() {
     let found = plan(&graph, &placement, &devices, 1);
     assert_eq!(found.fall_backs.len(), SMALL.layers);
     let row = 4 * (SMALL.latent + SMALL.rope) as u64;
-    assert_eq!(found.fall_backs[0].state_bytes, 4096 * row);
+    assert_eq!(found.fall_backs[0].state_bytes as u64, 4096 * row);
     let text = found.to_string();
     assert!(
         text.contains("fall-back: blk.0.attention runs on cpu: gpu cannot run LatentAttention"),
@@ -183,11 +183,12 @@ fn fall_backs_are_told() {
     for (rows, past) in [(1, 9), (3, 0), (8, 100)] {
         let step = Step { rows, past, outputs: 1 };
         let report = Report::new(&prompt, &step);
-        assert_eq!(report.fall_backs[0].state_bytes, (rows + past) as u64 * row);
+        assert_eq!(report.fall_backs[0].state_bytes as u64, (rows + past) as u64 * row);
         let queries = 4 * (SMALL.heads * (SMALL.latent + SMALL.rope + SMALL.latent)) as u64;
-        assert_eq!(report.fall_backs[0].bytes, report.fall_backs[0].state_bytes + rows as u64 * queries);
-        let states: u64 = report.fall_backs.iter().map(|fall_back| fall_back.state_bytes).sum();
-        assert_eq!(states, report.bytes_per_step.state);
+        let others = report.fall_backs[0].bytes - report.fall_backs[0].state_bytes;
+        assert_eq!(others as u64, rows as u64 * queries);
+        let states: i64 = report.fall_backs.iter().map(|fall_back| fall_back.state_bytes).sum();
+        assert_eq!(states as u64, report.bytes_per_step.state);
     }
     let strict = Placement { strict: true, ..placement.clone() };
     let error = Plan::new(&graph, &strict, &devices, capacity(1)).unwrap_err().to_string();
@@ -219,13 +220,29 @@ fn what_costs_nothing_is_no_fall_back() {
     assert!(without.fall_backs.is_empty());
     let step = whole.capacity.full_step();
     assert_eq!(without.traffic(&step), whole.traffic(&step));
-    // Each rotation that falls back tells its own bytes, and they are all that cross more.
+    // What falls back tells its bytes and those of the neighbours that go along, and together they are all that cross more.
     let placement = Placement::all_on(0, SMALL.layers + 1);
-    let (whole, without) =
-        (plan(&graph, &placement, &with(&[]), 1), plan(&graph, &placement, &with(&[OpKind::Rope]), 1));
-    let more = without.traffic(&step).total() - whole.traffic(&step).total();
-    assert_eq!(without.fall_backs.iter().map(|fall_back| fall_back.bytes).sum::<u64>(), more);
-    assert_eq!(without.fall_backs.len(), 2 * SMALL.layers);
+    for (lacking, fallen) in [
+        (OpKind::Rope, 2 * SMALL.layers),
+        (OpKind::Add, 3 * SMALL.layers - 1),
+        (OpKind::SwiGlu, 2 * SMALL.layers - 1),
+        (OpKind::ExpertMatMul, 3 * (SMALL.layers - 1)),
+        (OpKind::LatentAttention, SMALL.layers),
+    ] {
+        for rows in [1, 8] {
+            let [whole, without] =
+                [&[][..], &[lacking]].map(|lacks| plan(&graph, &placement, &with(lacks), rows));
+            let step = whole.capacity.full_step();
+            let more = without.traffic(&step).total() as i64 - whole.traffic(&step).total() as i64;
+            let told: i64 = without.fall_backs.iter().map(|fall_back| fall_back.bytes).sum();
+            assert_eq!((told, without.fall_backs.len()), (more, fallen), "{lacking} of {rows} rows");
+        }
+    }
+    // The rows of experts stay where they are made until they are one.
+    let moe = plan(&graph, &placement, &with(&[OpKind::ExpertMatMul]), 1);
+    let combine =
+        moe.graph().nodes().iter().position(|node| node.op.kind() == OpKind::CombineExperts).expect("one");
+    assert_eq!((moe.owners[combine], moe.reasons[combine]), (1, Reason::FewerBytes));
 }
 
 #[test]

@@ -225,28 +225,26 @@ fn what_cannot_fit_says_so() {
         "of caches",
         "of scratch memory",
         "1.0 MiB (1048576 bytes) may be used",
-        "a smaller --n-gpu-layers or another --override-tensor or a smaller --ctx",
+        "less is needed there with a smaller --n-gpu-layers or another --override-tensor",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    // What was left open is not there, and keeping it away changes nothing.
-    assert!(!text.contains("--cpu-moe") && !text.contains("--no-kv-offload"), "{text}");
+    // What was left open is not there, and keeping it away changes nothing; nor do fewer tokens, beside so many weights.
+    for useless in ["--cpu-moe", "--no-kv-offload", "--ctx", "--batch"] {
+        assert!(!text.contains(useless), "{useless}: {text}");
+    }
     // The host is asked too, where its bytes are given.
     let said = PlacementOptions {
         fit: Fit { on: true, budgets: vec![("cpu".to_owned(), 1000)] },
         ..PlacementOptions::default()
     };
     let error = said.place(&model, &devices, &options()).unwrap_err().to_string();
-    assert!(error.contains("cpu: ") && error.contains("(1000 bytes) may be used"), "{error}");
-    assert!(error.ends_with("less is needed there with a smaller --ctx or a smaller --batch"), "{error}");
+    assert!(error.contains("cpu: ") && error.ends_with("(1000 bytes) may be used"), "{error}");
     // And other things help it than an accelerator.
     let said =
         PlacementOptions { cpu_moe: true, gpu_layers: Some(GpuLayers::Last(1)), host_caches: true, ..said };
     let error = said.place(&model, &devices, &options()).unwrap_err().to_string();
-    assert!(
-        error.contains("with a larger --n-gpu-layers or no --cpu-moe or no --no-kv-offload or"),
-        "{error}"
-    );
+    assert!(error.ends_with("with a larger --n-gpu-layers or no --cpu-moe or no --no-kv-offload"), "{error}");
 }
 
 #[test]
@@ -306,7 +304,16 @@ fn processors_share_main_memory() {
     // With room for less than the weights, there is no way to have them.
     let error = place(needs / 2, &said).unwrap_err().to_string();
     assert!(error.starts_with("it does not fit: cpu1 + cpu2 + cpu: "), "{error}");
+    assert!(error.ends_with("bytes) may be used"), "{error}");
+    // With room for these and little else, there is.
+    let error = place(needs, &said).unwrap_err().to_string();
     assert!(error.ends_with("less is needed there with a smaller --ctx or a smaller --batch"), "{error}");
+    // What is kept back is told where it would have helped.
+    let gpu = stated("gpu", DeviceKind::Gpu, 1 << 30, 1 << 20);
+    let devices = Devices::new(vec![gpu, Arc::new(cpu("cpu"))]);
+    let all = PlacementOptions { gpu_layers: Some(GpuLayers::All), ..said.clone() };
+    let error = all.place(&model, &devices, &options()).unwrap_err().to_string();
+    assert!(error.contains("may be used (64.0 KiB more are free, and kept back); less is"), "{error}");
     // Without fitting nobody asks.
     let off = PlacementOptions { fit: Fit { on: false, budgets: Vec::new() }, ..said };
     assert!(place(needs / 2, &off).is_ok());

@@ -10,13 +10,13 @@ use bench::{
     synth::blocks::Random,
 };
 use clap::{Parser, ValueEnum};
-use graph::StepObserver;
+use graph::{Plan, Split, StepObserver, Transfer};
 use model_deepseek::{Engine, Session, Wanted};
 use serde::Serialize;
 use std::{
     io::{self, Write},
     process::ExitCode,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Measure the speed of reading a prompt (prefill) and of writing tokens one at a time (decode), on random
@@ -105,6 +105,8 @@ struct Outcome {
     gb_s: f64,
     /// Of the reading rate for decode, of the multiply-accumulate rate for prefill.
     share_of_limit: f64,
+    /// Of the time, what went neither into splits nor into copies between them.
+    share_outside: f64,
 }
 
 fn main() -> ExitCode {
@@ -168,7 +170,7 @@ fn named(kind: Kind, tokens: usize, depth: usize) -> String {
 #[cfg(feature = "cpu")]
 fn roofline(threads: usize) -> Roofline {
     use backend_cpu::peak;
-    Roofline { read_gb_s: peak::read_gb_s(threads), int8_gmac_s: peak::int8_gmac_s(threads) }
+    Roofline { read_gb_s: peak::read_gb_s(threads, 1 << 30), int8_gmac_s: peak::int8_gmac_s(threads) }
 }
 
 /// A build without the CPU device has no host, and ends before it measures.
@@ -197,6 +199,22 @@ impl Observer for Work {
 
 impl StepObserver for Work {}
 
+/// Time in splits and in copies between them.
+#[derive(Default)]
+struct Inside(Duration);
+
+impl Observer for Inside {}
+
+impl StepObserver for Inside {
+    fn transfer(&mut self, _: &Plan, _: &Transfer, _: u64, time: Duration) {
+        self.0 += time;
+    }
+
+    fn split(&mut self, _: &Plan, _: &Split, time: Duration) {
+        self.0 += time;
+    }
+}
+
 fn measure(engine: &Engine, test: Test, repeat: u32, roofline: Roofline) -> Result<Outcome, Failure> {
     let mut session = engine.session()?;
     let mut tokens =
@@ -208,10 +226,13 @@ fn measure(engine: &Engine, test: Test, repeat: u32, roofline: Roofline) -> Resu
     let mut work = Work::default();
     run_once(&mut session, test, &mut tokens, &mut work)?;
     let mut rates = Vec::with_capacity(repeat as usize);
+    let (mut inside, mut all_seconds) = (Inside::default(), 0.0);
     for _ in 0..repeat {
-        let seconds = run_once(&mut session, test, &mut tokens, &mut backend_api::Discard)?;
+        let seconds = run_once(&mut session, test, &mut tokens, &mut inside)?;
         rates.push(test.tokens as f64 / seconds);
+        all_seconds += seconds;
     }
+    let share_outside = 1.0 - inside.0.as_secs_f64() / all_seconds;
     let median_tok_s = median(&mut rates.clone());
     let median_seconds = test.tokens as f64 / median_tok_s;
     let gb_s = work.bytes as f64 / median_seconds / 1e9;
@@ -220,7 +241,7 @@ fn measure(engine: &Engine, test: Test, repeat: u32, roofline: Roofline) -> Resu
         Kind::Decode => gb_s / roofline.read_gb_s,
     };
     let Test { kind, tokens, depth } = test;
-    Ok(Outcome { test: kind, tokens, depth, median_tok_s, all: rates, gb_s, share_of_limit })
+    Ok(Outcome { test: kind, tokens, depth, median_tok_s, all: rates, gb_s, share_of_limit, share_outside })
 }
 
 /// Seconds that a test took; the session is cut back to the test's depth.

@@ -15,9 +15,10 @@ use thiserror::Error;
 pub struct DeviceOptions {
     /// A device to run on (repeatable). `cpu` is the host and always there; every other one is an accelerator, in
     /// order of priority, and naming one puts all layers on it that fit: `vulkan0`, `vulkan1`, … in a build with the
-    /// cargo feature `vulkan` (see --list-devices); `cpu1`, `cpu2`, … for the CPU in the part of one; for planning only, a hypothetical
-    /// one: `null:NAME:24GiB`, with rates of its bus and memory if wanted (`null:NAME:24GiB:BUS_GB_S:MEMORY_GB_S`),
-    /// called NAME everywhere else. One named twice is opened twice, the second time as `NAME#2` [default: cpu]
+    /// cargo feature `vulkan` (see --list-devices); `cpu1`, `cpu2`, … for the CPU in the part of one; for planning only,
+    /// a hypothetical one: `null:NAME:24GiB`, with rates of its bus and memory if wanted
+    /// (`null:NAME:24GiB:BUS_GB_S:MEMORY_GB_S`), called NAME everywhere else. One named twice is opened twice, the second
+    /// time as `NAME#2` [default: cpu]
     #[arg(long, value_name = "NAME")]
     pub device: Vec<DeviceName>,
     /// Threads of each CPU device [default: as many as the process may use at once]

@@ -44,7 +44,8 @@ pub struct PlacementArgs {
     /// Where the products beside a cache (q_absorb, v_absorb) run [default: owner]
     #[arg(long, value_name = "WHERE")]
     pub absorb: Option<AbsorbArg>,
-    /// A node that its device cannot run is an error, instead of running elsewhere
+    /// A node that its device cannot run is an error, instead of running elsewhere; unless nothing but its neighbours
+    /// places it, and no more bytes cross with it elsewhere
     #[arg(long)]
     pub strict: bool,
     /// `off` lets neighbours take the nodes of a cache, as other engines do: for measuring what that costs
@@ -87,8 +88,8 @@ pub enum AbsorbArg {
     Owner,
     /// With their layer: the owner reads fewer weights from its memory, more activations cross
     Layer,
-    /// Where it takes less time, by rates of bus and memory: measured, or what a null device was given (if nothing: a
-    /// bus of 25 GB/s, and memory that takes no time)
+    /// Where it takes less time for a token, by rates of bus and memory: measured (main memory's always), or what a null
+    /// device was given (if nothing: a bus of 25 GB/s, and memory that takes no time)
     Auto,
 }
 

@@ -3,13 +3,17 @@
 use super::devices::DeviceRates;
 use backend_api::{BufferRequest, BufferUsage, DeviceError, DeviceKind};
 use graph::{Devices, Rates};
-use std::time::Instant;
+use std::{sync::OnceLock, time::Instant};
 
 /// Where a hypothetical device says nothing: a PCIe 4.0 bus with 16 lanes.
 const USUAL_BUS: f64 = 25e9;
 
 /// Bytes that are copied to measure a bus.
 const PROBE: usize = 64 << 20;
+
+/// Bytes that are read to measure main memory: more than most processors have of caches.
+#[cfg(feature = "cpu")]
+const READ: usize = 256 << 20;
 
 /// The rates that are known, and measurements for the others: of the CPU's memory, and of copies to devices and back.
 /// Between several accelerators and the host, the slowest bus counts.
@@ -49,9 +53,11 @@ fn copies(devices: &Devices, index: usize) -> Result<f64, DeviceError> {
     Ok(best)
 }
 
+/// Measured once: two plans of one program should go by the same.
 #[cfg(feature = "cpu")]
 fn cpu_memory(threads: usize) -> f64 {
-    1e9 * backend_cpu::peak::read_gb_s(threads)
+    static RATE: OnceLock<f64> = OnceLock::new();
+    *RATE.get_or_init(|| 1e9 * backend_cpu::peak::read_gb_s(threads, READ))
 }
 
 #[cfg(not(feature = "cpu"))]

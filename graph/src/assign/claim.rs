@@ -46,7 +46,8 @@ fn goes_to_owner(facts: &Facts, absorb: &Absorb, draft: &Draft, node: NodeIndex)
 /// Seconds per step that an edge saves at the owner of its state, compared with its layer's device.
 ///
 /// Between the layer and the core of the region lies the edge: at the owner its far side crosses, with the layer
-/// its near side does. Its weight is read from the memory of the one or the other.
+/// its near side does. Its weight is read from the memory of the one or the other. The step is that of one token, so that
+/// plans of all sizes decide alike and the weight is loaded once.
 fn seconds_saved(facts: &Facts, rates: &Rates, draft: &Draft, node: NodeIndex) -> f64 {
     let Some(region) = facts.nodes[node].region else { return 0.0 };
     let (at_owner, at_layer) = (owner(facts, draft, region.state), facts.home(node));
@@ -58,11 +59,12 @@ fn seconds_saved(facts: &Facts, rates: &Rates, draft: &Draft, node: NodeIndex) -
     for read in &facts.nodes[node].reads {
         match facts.storages[read.storage].kind {
             StorageKind::Weight => weights += read.bytes,
-            _ => inputs += read.bytes,
+            _ => inputs += read.span.row as u64,
         }
         below_core |= read.producer.is_some_and(member);
     }
-    let outputs: u64 = facts.nodes[node].writes.iter().map(|&s| facts.storages[s].bytes).sum();
+    let row_of = |&made: &StorageIndex| facts.storages[made].bytes / facts.rows as u64;
+    let outputs: u64 = facts.nodes[node].writes.iter().map(row_of).sum();
     let (crosses_owner, crosses_layer) = if below_core { (outputs, inputs) } else { (inputs, outputs) };
     let memory = |device: DeviceIndex| rates.memory.get(device).copied().unwrap_or(rates.bus);
     let seconds = |bytes: u64, rate: f64| bytes as f64 / rate;

@@ -1,100 +1,136 @@
-//! Stage 7: what an owner cannot run goes elsewhere, alone, and is reported. Of what only neighbours had a say in, the
-//! stage before has decided where it goes, and left word in its reason.
+//! Stage 7: what its owner cannot run goes elsewhere, and what that costs is reported.
+//!
+//! What a weight, a state or the user placed goes alone, to the device for which the fewest bytes cross. What only
+//! neighbours placed is [settled](super::settle) again among the devices that can run it: it may take neighbours along,
+//! and where no more bytes cross than before, nothing has fallen back.
 
 use super::{
-    AssignError, Assignment, Draft, Facts, FallBack, Reason, Rules, Traffic,
-    traffic::{crossing, origin},
+    AssignError, Assignment, Draft, Facts, FallBack, NodeFacts, Reason, Rules, Traffic,
+    moves::{moves, traffic},
+    settle::{Reach, place},
 };
 use crate::{
     devices::DeviceIndex,
     graph::{NodeIndex, StorageKind},
 };
 
-/// Moves each node that its owner cannot run to the device that can and for which the fewest bytes cross.
+/// Moves what its owner cannot run.
 ///
 /// # Errors
-/// A node that nobody runs; a store, which cannot leave its state; any, if the rules are strict.
-pub(super) fn fall_back(facts: &Facts, rules: &Rules, mut draft: Draft) -> Result<Assignment, AssignError> {
-    let mut owners: Vec<DeviceIndex> = draft.owners.iter().map(|o| o.unwrap_or(facts.host())).collect();
-    // Each moves from where it belongs, one after the other, so that each has its own cost.
-    let mut settled = vec![None; owners.len()];
-    for (index, reason) in draft.reasons.iter().enumerate() {
-        if let Reason::FellBack(wanted) = *reason {
-            settled[index] = Some(std::mem::replace(&mut owners[index], wanted));
-        }
+/// A node that nobody runs; a store, which cannot leave its state; any that would fall back, if the rules are strict.
+pub(super) fn fall_back(facts: &Facts, rules: &Rules, draft: Draft) -> Result<Assignment, AssignError> {
+    let wanted: Vec<DeviceIndex> = draft.owners.iter().map(|o| o.unwrap_or(facts.host())).collect();
+    let is_unable = |node: NodeIndex| !facts.nodes[node].runs_on.contains(wanted[node]);
+    let unable: Vec<NodeIndex> = (0..wanted.len()).filter(|&node| is_unable(node)).collect();
+    let mut assignment =
+        Assignment { owners: wanted.clone(), reasons: draft.reasons.clone(), fall_backs: Vec::new() };
+    if unable.is_empty() {
+        return Ok(assignment);
     }
-    let mut fall_backs = Vec::new();
-    for (index, node) in facts.nodes.iter().enumerate() {
-        let wanted = owners[index];
-        if node.runs_on.contains(wanted) {
+    may_leave(facts, &wanted, &unable)?;
+    let placed = elsewhere(facts, &draft, &wanted, &unable);
+    for nodes in moves(facts, &draft, &wanted, &placed) {
+        let fallen = || nodes.iter().copied().filter(|&node| is_unable(node));
+        // As good as where they were, and no more.
+        let Some(first) = fallen().next() else { continue };
+        nodes.iter().for_each(|&node| assignment.owners[node] = placed[node]);
+        let had_a_say = fallen().find(|&node| !draft.reasons[node].is_of_neighbours());
+        let [before, after] = [&wanted, &placed].map(|owners| traffic(facts, &draft, owners, &nodes).total());
+        if had_a_say.is_none() && after <= before {
             continue;
         }
-        if node.writes.iter().any(|&s| facts.storages[s].kind == StorageKind::State) {
-            return Err(AssignError::Store { node: index, device: wanted });
-        }
         if rules.strict {
-            return Err(AssignError::Strict { node: index, device: wanted });
+            let node = had_a_say.unwrap_or(first);
+            return Err(AssignError::Strict { node, device: wanted[node] });
         }
-        let stayed = traffic(facts, &draft, &owners, index, wanted);
-        let may = |&device: &DeviceIndex| settled[index].is_none_or(|settled| settled == device);
-        let candidates = node.runs_on.iter().take_while(|&device| device < facts.devices).filter(may);
-        let costs = candidates.map(|device| (device, traffic(facts, &draft, &owners, index, device)));
-        let Some((device, moved)) = costs.min_by_key(|(_, traffic)| traffic.total()) else {
-            return Err(AssignError::Nobody { node: index });
-        };
-        owners[index] = device;
-        draft.reasons[index] = Reason::FellBack(wanted);
-        let (bytes, state_bytes) = more(moved, stayed);
-        let why = String::new();
-        fall_backs.push(FallBack { node: index, wanted, runs_on: device, bytes, state_bytes, why });
+        let mut fall_backs: Vec<FallBack> =
+            fallen().map(|node| new(node, wanted[node], placed[node])).collect();
+        for &node in &nodes {
+            assignment.reasons[node] = if is_unable(node) {
+                Reason::FellBack(wanted[node])
+            } else {
+                let before = fall_backs.partition_point(|fall_back| fall_back.node < node);
+                fall_backs[before.saturating_sub(1)].along.push((node, wanted[node]));
+                Reason::FewerBytes
+            };
+        }
+        assignment.fall_backs.append(&mut fall_backs);
     }
-    Ok(Assignment { owners, reasons: draft.reasons, fall_backs })
+    assignment.fall_backs.sort_by_key(|fall_back| fall_back.node);
+    count(facts, &draft, &assignment.owners, &mut assignment.fall_backs);
+    Ok(assignment)
 }
 
-fn more(moved: Traffic, stayed: Traffic) -> (u64, u64) {
-    (moved.total().saturating_sub(stayed.total()), moved.state.saturating_sub(stayed.state))
+fn new(node: NodeIndex, wanted: DeviceIndex, runs_on: DeviceIndex) -> FallBack {
+    FallBack { node, wanted, runs_on, along: Vec::new(), bytes: 0, state_bytes: 0, why: String::new() }
+}
+
+fn may_leave(facts: &Facts, wanted: &[DeviceIndex], unable: &[NodeIndex]) -> Result<(), AssignError> {
+    for &node in unable {
+        let NodeFacts { writes, runs_on, .. } = &facts.nodes[node];
+        if writes.iter().any(|&s| facts.storages[s].kind == StorageKind::State) {
+            return Err(AssignError::Store { node, device: wanted[node] });
+        }
+        if runs_on.iter().next().is_none_or(|device| device >= facts.devices) {
+            return Err(AssignError::Nobody { node });
+        }
+    }
+    Ok(())
+}
+
+/// Where everything goes so that all can run. Those who had a say go first and their neighbours follow; then once more,
+/// as the first of them did not know where others would go. The better counts.
+fn elsewhere(facts: &Facts, draft: &Draft, wanted: &[DeviceIndex], unable: &[NodeIndex]) -> Vec<DeviceIndex> {
+    let had_a_say: Vec<NodeIndex> =
+        unable.iter().copied().filter(|&node| !draft.reasons[node].is_of_neighbours()).collect();
+    let everything: Vec<NodeIndex> = (0..wanted.len()).collect();
+    let around = |others: &[DeviceIndex]| {
+        let mut others = others.to_vec();
+        let mut owners = wanted.to_vec();
+        for &node in &had_a_say {
+            let candidates = facts.nodes[node].runs_on.iter().take_while(|&device| device < facts.devices);
+            let cost = |device: &DeviceIndex| {
+                others[node] = *device;
+                traffic(facts, draft, &others, &[node]).total()
+            };
+            let best = candidates.min_by_key(cost).unwrap_or(wanted[node]);
+            (others[node], owners[node]) = (best, best);
+        }
+        let placed = place(facts, draft, &owners, Reach::Able);
+        (traffic(facts, draft, &placed, &everything).total(), placed)
+    };
+    let first = around(wanted);
+    if had_a_say.is_empty() {
+        return first.1;
+    }
+    let second = around(&first.1);
+    if second.0 < first.0 { second.1 } else { first.1 }
+}
+
+/// What each costs, one after the other from where all are that every device should have.
+fn count(facts: &Facts, draft: &Draft, owners: &[DeviceIndex], fall_backs: &mut [FallBack]) {
+    let mut now = owners.to_vec();
+    for FallBack { node, wanted, along, .. } in fall_backs.iter() {
+        now[*node] = *wanted;
+        along.iter().for_each(|&(node, wanted)| now[node] = wanted);
+    }
+    for fall_back in fall_backs {
+        let nodes: Vec<NodeIndex> =
+            [fall_back.node].into_iter().chain(fall_back.along.iter().map(|(node, _)| *node)).collect();
+        let stayed = traffic(facts, draft, &now, &nodes);
+        nodes.iter().for_each(|&node| now[node] = owners[node]);
+        let moved = traffic(facts, draft, &now, &nodes);
+        let more = |of: fn(&Traffic) -> u64| of(&moved) as i64 - of(&stayed) as i64;
+        fall_back.bytes = more(Traffic::total);
+        fall_back.state_bytes = more(|traffic| traffic.state);
+    }
 }
 
 /// The same fall-backs with what they cost by other facts: those of a smaller step.
 pub(crate) fn recount(facts: &Facts, owners: &[DeviceIndex], fall_backs: &[FallBack]) -> Vec<FallBack> {
-    let draft = Draft::new(facts);
-    let mut owners = owners.to_vec();
-    for fall_back in fall_backs {
-        owners[fall_back.node] = fall_back.wanted;
-    }
-    // One after the other, as they were found.
-    let of_each = fall_backs.iter().map(|fall_back| {
-        let FallBack { node, wanted, runs_on, .. } = *fall_back;
-        let [stayed, moved] = [wanted, runs_on].map(|device| traffic(facts, &draft, &owners, node, device));
-        owners[node] = runs_on;
-        let (bytes, state_bytes) = more(moved, stayed);
-        FallBack { bytes, state_bytes, ..fall_back.clone() }
-    });
-    of_each.collect()
-}
-
-/// Bytes that cross of everything a node reads and makes, if it were on `device`.
-fn traffic(
-    facts: &Facts,
-    draft: &Draft,
-    owners: &[DeviceIndex],
-    node: NodeIndex,
-    device: DeviceIndex,
-) -> Traffic {
-    let owner = |n: NodeIndex| if n == node { device } else { owners[n] };
-    let facts_of = &facts.nodes[node];
-    let mut touched: Vec<_> = facts_of.reads.iter().map(|read| read.storage).collect();
-    touched.extend(&facts_of.writes);
-    touched.sort_unstable();
-    touched.dedup();
-    let mut sum = Traffic::default();
-    for storage in touched {
-        if let Some(from) = origin(facts, storage, draft.makers[storage], &draft.homes, owner) {
-            let (bytes, _) = crossing(facts, storage, from, &draft.readers[storage], owner);
-            sum += Traffic::of(facts.storages[storage].kind, bytes);
-        }
-    }
-    sum
+    let mut fall_backs = fall_backs.to_vec();
+    count(facts, &Draft::new(facts), owners, &mut fall_backs);
+    fall_backs
 }
 
 #[cfg(test)]
@@ -135,7 +171,86 @@ mod tests {
         let error = fall_back(&layer.sample.0, &RULES, draft);
         assert_eq!(error, Err(AssignError::Store { node: layer.store, device: CPU }));
         layer.sample.0.nodes[0].runs_on = DeviceSet::default();
-        let error = fall_back(&layer.sample.0, &RULES, layer.sample.draft());
-        assert_eq!(error, Err(AssignError::Nobody { node: 0 }));
+        for strict in [false, true] {
+            let error = fall_back(&layer.sample.0, &Rules { strict, ..RULES }, layer.sample.draft());
+            assert_eq!(error, Err(AssignError::Nobody { node: 0 }));
+        }
+    }
+
+    /// Neighbours go along where that saves bytes, whoever placed what falls back; the cost is that of all of them.
+    #[test]
+    fn neighbours_go_along() {
+        for placed in [true, false] {
+            let mut sample = Sample::new();
+            let x = sample.input(8);
+            let (before, before_out) = sample.node(&[x], 100);
+            let (lacking, lacking_out) = sample.node(&[before_out], 900);
+            let (along, along_out) = sample.node(&[lacking_out], 10);
+            let (after, _) = sample.node(&[along_out], 100);
+            sample.0.nodes[lacking].runs_on = DeviceSet::default().with(CPU);
+            let mut draft = sample.draft();
+            for node in [before, after] {
+                draft.own(node, GPU, Reason::Pinned(0));
+            }
+            draft.own(lacking, GPU, if placed { Reason::Pinned(0) } else { Reason::ExpandedDown(before) });
+            draft.own(along, GPU, Reason::ExpandedDown(lacking));
+            let found = fall_back(&sample.0, &RULES, draft).expect("the host runs it");
+            assert_eq!(found.owners, [GPU, CPU, CPU, GPU]);
+            assert_eq!(found.reasons[lacking..=along], [Reason::FellBack(GPU), Reason::FewerBytes]);
+            let FallBack { node, bytes, along: ref moved, .. } = found.fall_backs[0];
+            assert_eq!((node, bytes, &moved[..]), (lacking, 110, &[(along, GPU)][..]));
+        }
+    }
+
+    /// Nothing has fallen back where another place is as good, whatever has elsewhere among its neighbours' neighbours.
+    #[test]
+    fn an_equal_place_is_no_fall_back() {
+        let mut sample = Sample::new();
+        let x = sample.input(8);
+        let (before, before_out) = sample.node(&[x], 100);
+        let (open, open_out) = sample.node(&[before_out], 100);
+        let (after, after_out) = sample.node(&[open_out], 100);
+        let (costly, costly_out) = sample.node(&[after_out, before_out], 100);
+        let (last, _) = sample.node(&[costly_out], 8);
+        for node in [open, costly] {
+            sample.0.nodes[node].runs_on = DeviceSet::default().with(CPU);
+        }
+        let mut draft = sample.draft();
+        for (node, device) in [(before, GPU), (after, CPU), (last, GPU)] {
+            draft.own(node, device, Reason::Pinned(0));
+        }
+        for node in [open, costly] {
+            draft.own(node, GPU, Reason::ExpandedDown(before));
+        }
+        let found = fall_back(&sample.0, &RULES, draft.clone()).expect("the host runs it");
+        assert_eq!(found.owners, [GPU, CPU, CPU, CPU, GPU]);
+        // The value before both crosses already, for the first of them.
+        assert!(found.fall_backs.is_empty(), "{:?}", found.fall_backs);
+        let strict = Rules { strict: true, ..RULES };
+        assert!(fall_back(&sample.0, &strict, draft).is_ok());
+    }
+
+    /// Of two that cannot run, the second decides where the first is better off.
+    #[test]
+    fn the_first_learns_where_others_went() {
+        let mut sample = Sample::new();
+        sample.0.devices = 3;
+        let (first, second, host) = (0, 1, 2);
+        let x = sample.input(8);
+        let (before, before_out) = sample.node(&[x], 100);
+        let (weighed, weighed_out) = sample.node(&[before_out], 100);
+        let (open, open_out) = sample.node(&[weighed_out], 8);
+        let (after, _) = sample.node(&[open_out], 8);
+        let on =
+            |devices: &[DeviceIndex]| devices.iter().copied().fold(DeviceSet::default(), DeviceSet::with);
+        sample.0.nodes[weighed].runs_on = on(&[second, host]);
+        sample.0.nodes[open].runs_on = on(&[host]);
+        let mut draft = sample.draft();
+        draft.own(before, first, Reason::Pinned(0));
+        draft.own(weighed, first, Reason::FollowsWeight(0));
+        draft.own(open, first, Reason::ExpandedDown(weighed));
+        draft.own(after, host, Reason::Pinned(0));
+        let found = fall_back(&sample.0, &RULES, draft).expect("the host runs both");
+        assert_eq!(found.owners, [first, host, host, host]);
     }
 }

@@ -10,8 +10,8 @@
 //! 3. `follow_weights`: a node goes where its weight is;
 //! 4. `expand_down`: along data flow, what is open goes to its producer's device;
 //! 5. `expand_up`: against it, to its consumer's;
-//! 6. `settle`: what expansion decided is decided again at borders, by the fewest bytes among devices that can run it;
-//! 7. `fall_back`: what its owner cannot run goes elsewhere, reported.
+//! 6. `settle`: what expansion decided is decided again at borders, by the fewest bytes;
+//! 7. `fall_back`: what its owner cannot run goes elsewhere; what that costs is reported.
 
 mod claim;
 mod cut;
@@ -19,6 +19,7 @@ mod expand_down;
 mod expand_up;
 mod fall_back;
 mod follow_weights;
+mod moves;
 mod pin;
 #[cfg(test)]
 mod sample;
@@ -42,6 +43,8 @@ pub use traffic::Traffic;
 pub struct Facts {
     /// How many devices; the last is the host, where inputs are.
     pub devices: usize,
+    /// Rows of the largest step: activations have so many times the bytes of one.
+    pub rows: usize,
     /// Everything that holds bytes.
     pub storages: Vec<StorageFacts>,
     /// In an order that respects data flow.
@@ -57,7 +60,7 @@ pub struct StorageFacts {
     pub bytes: u64,
     /// Where a weight or state is; `None` for a weight that each reader's home has a copy of.
     pub home: Option<DeviceIndex>,
-    /// Whether the user said so, which nobody overrules.
+    /// Whether that was said, by the user or for want of room elsewhere, which nobody overrules.
     pub placed_by_user: bool,
     /// Whether it can be read after the step.
     pub output: bool,
@@ -131,14 +134,14 @@ pub struct Rules {
     pub absorb: Absorb,
     /// Whether states claim the nodes of their regions.
     pub ownership_check: bool,
-    /// Whether a fall-back is an error.
+    /// Whether a [fall-back](FallBack) is an error.
     pub strict: bool,
 }
 
 /// Why a node is where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Reason {
-    /// It reads a weight that the user placed there, or (with the ownership check off) writes the state there.
+    /// It reads a weight that was placed there, or (with the ownership check off) writes the state there.
     Pinned(StorageIndex),
     /// It belongs to the region of this state, which lives there.
     RegionOf(StorageIndex),
@@ -150,13 +153,22 @@ pub enum Reason {
     ExpandedUp(NodeIndex),
     /// Nothing that has a place is connected to it: its layer is there.
     Home,
-    /// Fewer bytes cross than on either neighbour's device, or than where its first neighbour is.
+    /// Nowhere do fewer bytes cross with it.
     FewerBytes,
     /// This device should have it and cannot run it.
     FellBack(DeviceIndex),
 }
 
-/// A node that does not run where it belongs.
+impl Reason {
+    /// Whether only neighbours had a say in the node's place.
+    fn is_of_neighbours(self) -> bool {
+        use Reason::{ExpandedDown, ExpandedUp, FewerBytes, Home};
+        matches!(self, ExpandedDown(_) | ExpandedUp(_) | FewerBytes | Home)
+    }
+}
+
+/// A node that does not run where it belongs. One that nothing but its neighbours places belongs anywhere where no more
+/// bytes cross.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FallBack {
     /// Which.
@@ -165,10 +177,13 @@ pub struct FallBack {
     pub wanted: DeviceIndex,
     /// Where it runs.
     pub runs_on: DeviceIndex,
-    /// Bytes that cross for it in the largest step, more than if it had stayed.
-    pub bytes: u64,
+    /// Neighbours that went along, which saves bytes, and where they would be without it.
+    pub along: Vec<(NodeIndex, DeviceIndex)>,
+    /// Bytes that cross for it in the largest step, more than if all had stayed that fell back after it. Together,
+    /// fall-backs cost what their plan moves more than one in which every device runs what it should.
+    pub bytes: i64,
     /// Of these, bytes of states.
-    pub state_bytes: u64,
+    pub state_bytes: i64,
     /// Why its device cannot run it.
     pub why: String,
 }
@@ -190,7 +205,7 @@ pub enum AssignError {
         /// The owner.
         device: DeviceIndex,
     },
-    /// A node does not run where it belongs, and the user forbade that.
+    /// A node would fall back, and the user forbade that.
     #[error("device {device} cannot run node {node}, and nothing may fall back")]
     Strict {
         /// Which.
@@ -222,8 +237,11 @@ impl Assignment {
         }
         let owners = &self.owners;
         for (node, reason) in self.reasons.iter_mut().enumerate() {
-            let (Reason::ExpandedDown(named) | Reason::ExpandedUp(named)) = *reason else { continue };
             let owner = owners[node];
+            if *reason == Reason::Home && facts.home(node) != owner {
+                *reason = Reason::FewerBytes;
+            }
+            let (Reason::ExpandedDown(named) | Reason::ExpandedUp(named)) = *reason else { continue };
             if owners[named] == owner {
                 continue;
             }

@@ -17,7 +17,7 @@ pub(super) struct Sample(pub Facts);
 
 impl Sample {
     pub fn new() -> Self {
-        Sample(Facts { devices: 2, storages: Vec::new(), nodes: Vec::new() })
+        Sample(Facts { devices: 2, rows: 1, storages: Vec::new(), nodes: Vec::new() })
     }
 
     fn storage(
@@ -58,7 +58,7 @@ impl Sample {
         };
         let reads: Vec<Read> = reads.iter().map(read).collect();
         let after = reads.iter().filter_map(|read| read.producer).collect();
-        let runs_on = DeviceSet::first(2);
+        let runs_on = DeviceSet::first(self.0.devices);
         let home = None;
         self.0.nodes.push(NodeFacts { reads, writes: vec![made], after, home, region: None, runs_on });
         (index, made)

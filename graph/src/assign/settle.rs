@@ -3,8 +3,7 @@
 //! Expansion stops at whatever it meets, so a border between two devices lies anywhere on the open path between
 //! what they own. Here it moves to where the fewest bytes cross: a sum of expert rows crosses after it is summed,
 //! not before. Between two devices that is a minimum cut, which is exact; with more, devices are taken in pairs
-//! until no pair finds anything better (the swap moves of Boykov, Veksler and Zabih 2001). What a device cannot run
-//! goes where the fewest bytes cross with it, and its neighbours with it where that saves any.
+//! until no pair finds anything better (the swap moves of Boykov, Veksler and Zabih 2001).
 //!
 //! State bytes have no weight here: with the ownership check on, no node that reads a state is open; with it off,
 //! a state claims nothing.
@@ -12,6 +11,7 @@
 use super::{
     DeviceSet, Draft, Facts, Read, Reason,
     cut::{NEVER, Network, SINK, SOURCE},
+    moves::{groups, moves, traffic},
     traffic::{crossing, is_plain, origin},
 };
 use crate::{
@@ -45,75 +45,35 @@ impl Cost {
     }
 }
 
-/// Settles each group of open nodes twice: where they should be, and, if a device cannot run what it should have,
-/// where they can be. What costs no byte more there belongs there; what does has fallen back.
 pub(super) fn settle(facts: &Facts, draft: &mut Draft) {
-    let open: Vec<bool> = draft.reasons.iter().map(|reason| is_open(*reason)).collect();
-    let mut owners: Vec<DeviceIndex> = draft.owners.iter().map(|o| o.unwrap_or(facts.host())).collect();
-    for group in groups(facts, draft, &open) {
-        let mut border = Border::new(facts, draft, &open, group, &owners);
-        let before = border.cost(&owners);
-        let (wanted, best) = border.best(&owners);
-        let (placed, cost) = match border.lacks(&wanted) {
-            true => {
-                border.within_reach(&wanted);
-                border.best(&wanted)
-            }
-            false => (wanted.clone(), best),
-        };
-        let saves = (best.bytes, best.crossings) < (before.bytes, before.crossings);
-        let nodes = std::mem::take(&mut border.nodes);
+    let before: Vec<DeviceIndex> = draft.owners.iter().map(|o| o.unwrap_or(facts.host())).collect();
+    let after = place(facts, draft, &before, Reach::Any);
+    for nodes in moves(facts, draft, &before, &after) {
+        let [before, crosses] = [&before, &after].map(|owners| traffic(facts, draft, owners, &nodes).total());
         for node in nodes {
-            let (owner, before) = (placed[node], draft.owners[node]);
-            let unable = owner != wanted[node] && !facts.nodes[node].runs_on.contains(wanted[node]);
-            let reason = match draft.reasons[node] {
-                _ if unable && cost.bytes > best.bytes => Reason::FellBack(wanted[node]),
-                reason if before == Some(owner) => reason,
-                _ if saves || cost.bytes > best.bytes => Reason::FewerBytes,
-                _ if facts.home(node) == owner => Reason::Home,
-                Reason::Home => Reason::FewerBytes,
-                // Its neighbours' names are renewed at the end.
-                reason => reason,
-            };
-            draft.own(node, owner, reason);
+            let at_home = facts.home(node) == after[node] && crosses == before;
+            draft.own(node, after[node], if at_home { Reason::Home } else { Reason::FewerBytes });
         }
-        owners = placed;
     }
 }
 
-/// Whether only neighbours had a say in a node's place.
-fn is_open(reason: Reason) -> bool {
-    matches!(reason, Reason::ExpandedDown(_) | Reason::ExpandedUp(_) | Reason::Home)
+/// Where nodes may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Anywhere.
+    Any,
+    /// To devices that can run them.
+    Able,
 }
 
-/// Open nodes that share a value, directly or through others, must be settled together.
-fn groups(facts: &Facts, draft: &Draft, open: &[bool]) -> Vec<Vec<NodeIndex>> {
-    let mut parent: Vec<NodeIndex> = (0..facts.nodes.len()).collect();
-    fn root(parent: &mut [NodeIndex], mut node: NodeIndex) -> NodeIndex {
-        while parent[node] != node {
-            parent[node] = parent[parent[node]];
-            node = parent[node];
-        }
-        node
+/// The cheapest places of all open nodes that are found from these owners; all others stay.
+pub(super) fn place(facts: &Facts, draft: &Draft, owners: &[DeviceIndex], reach: Reach) -> Vec<DeviceIndex> {
+    let open: Vec<bool> = draft.reasons.iter().map(|reason| reason.is_of_neighbours()).collect();
+    let mut owners = owners.to_vec();
+    for group in groups(draft, |node| open[node], |storage| counts(facts, storage)) {
+        owners = Border::new(facts, draft, &open, group, &owners, reach).best(&owners);
     }
-    for (storage, readers) in draft.readers.iter().enumerate() {
-        if !counts(facts, storage) {
-            continue;
-        }
-        let touching = draft.makers[storage].into_iter().chain(readers.iter().copied());
-        let mut touching = touching.filter(|&node| open[node]);
-        let Some(first) = touching.next() else { continue };
-        for other in touching {
-            let (a, b) = (root(&mut parent, first), root(&mut parent, other));
-            parent[a.max(b)] = a.min(b);
-        }
-    }
-    let mut members: Vec<Vec<NodeIndex>> = vec![Vec::new(); facts.nodes.len()];
-    for node in (0..facts.nodes.len()).filter(|&node| open[node]) {
-        members[root(&mut parent, node)].push(node);
-    }
-    members.retain(|group| !group.is_empty());
-    members
+    owners
 }
 
 fn counts(facts: &Facts, storage: StorageIndex) -> bool {
@@ -129,8 +89,7 @@ struct Border<'a> {
     storages: Vec<StorageIndex>,
     /// Where any of these may go: the devices of their neighbours.
     devices: DeviceSet,
-    /// Whether it counts what devices are able to run.
-    within_reach: bool,
+    reach: Reach,
 }
 
 impl<'a> Border<'a> {
@@ -140,6 +99,7 @@ impl<'a> Border<'a> {
         open: &[bool],
         nodes: Vec<NodeIndex>,
         owners: &[DeviceIndex],
+        reach: Reach,
     ) -> Self {
         let mut storages: Vec<StorageIndex> = Vec::new();
         for &node in &nodes {
@@ -159,36 +119,27 @@ impl<'a> Border<'a> {
                 devices = devices.with(owners[reader]);
             }
         }
-        Border { facts, draft, nodes, storages, devices, within_reach: false }
+        let mut border = Border { facts, draft, nodes, storages, devices, reach };
+        // What cannot run where it is may go to all that can run it.
+        let able = |&&node: &&NodeIndex| border.is_able(node, owners[node]);
+        for &node in border.nodes.iter().filter(|node| !able(node)) {
+            let runs_on = facts.nodes[node].runs_on.iter().take_while(|&device| device < facts.devices);
+            devices = runs_on.fold(devices.with(owners[node]), DeviceSet::with);
+        }
+        border.devices = devices;
+        border
     }
 
     fn is_able(&self, node: NodeIndex, device: DeviceIndex) -> bool {
-        self.facts.nodes[node].runs_on.contains(device)
+        self.reach == Reach::Any || self.facts.nodes[node].runs_on.contains(device)
     }
 
-    /// Whether a device cannot run what it has.
-    fn lacks(&self, owners: &[DeviceIndex]) -> bool {
-        self.nodes.iter().any(|&node| !self.is_able(node, owners[node]))
-    }
-
-    /// From here on it counts what devices are able to run, and what cannot run where it is may go to all that can.
-    fn within_reach(&mut self, owners: &[DeviceIndex]) {
-        self.within_reach = true;
-        let mut devices = self.devices;
-        for &node in self.nodes.iter().filter(|&&node| !self.is_able(node, owners[node])) {
-            let able =
-                self.facts.nodes[node].runs_on.iter().take_while(|&device| device < self.facts.devices);
-            devices = able.fold(devices.with(owners[node]), DeviceSet::with);
-        }
-        self.devices = devices;
-    }
-
-    /// The cheapest placement that is found from this one, and its cost.
-    fn best(&self, owners: &[DeviceIndex]) -> (Vec<DeviceIndex>, Cost) {
+    /// The cheapest placement that is found from this one.
+    fn best(&self, owners: &[DeviceIndex]) -> Vec<DeviceIndex> {
         let devices: Vec<DeviceIndex> = self.devices.iter().collect();
         let (mut owners, mut best) = (owners.to_vec(), self.cost(owners));
         if devices.len() < 2 {
-            return (owners, best);
+            return owners;
         }
         for _ in 0..ROUNDS {
             let start = best;
@@ -205,7 +156,7 @@ impl<'a> Border<'a> {
                 break;
             }
         }
-        (owners, best)
+        owners
     }
 
     fn origin(&self, storage: StorageIndex, owners: &[DeviceIndex]) -> DeviceIndex {
@@ -223,7 +174,7 @@ impl<'a> Border<'a> {
             cost.crossings += u64::from(crossings);
         }
         for &node in &self.nodes {
-            cost.unable += u64::from(self.within_reach && !self.is_able(node, owners[node]));
+            cost.unable += u64::from(!self.is_able(node, owners[node]));
             cost.away += u64::from(self.facts.nodes[node].home.is_some_and(|home| home != owners[node]));
             let first = self.first_input(node);
             cost.strange += u64::from(first.is_some_and(|s| self.origin(s, owners) != owners[node]));
@@ -252,7 +203,7 @@ impl<'a> Border<'a> {
         }
         for (index, &node) in movable.iter().enumerate() {
             let vertex = index + 2;
-            match [a, b].map(|device| !self.within_reach || self.is_able(node, device)) {
+            match [a, b].map(|device| self.is_able(node, device)) {
                 [true, false] => cut.prefer(vertex, a, NEVER),
                 [false, true] => cut.prefer(vertex, b, NEVER),
                 _ => {}
@@ -420,50 +371,5 @@ mod tests {
         draft.own(open, CPU, Reason::ExpandedDown(a));
         settle(&sample.0, &mut draft);
         assert_eq!((draft.owners[open], draft.reasons[open]), (Some(GPU), Reason::Home));
-    }
-
-    /// What its device cannot run takes neighbours along, where fewer bytes cross with them; it alone has fallen back.
-    #[test]
-    fn neighbours_go_along() {
-        let mut sample = Sample::new();
-        let x = sample.input(8);
-        let (before, before_out) = sample.node(&[x], 100);
-        let (lacking, lacking_out) = sample.node(&[before_out], 900);
-        let (along, along_out) = sample.node(&[lacking_out], 10);
-        let (after, _) = sample.node(&[along_out], 100);
-        sample.0.nodes[lacking].runs_on = DeviceSet::default().with(CPU);
-        let mut draft = sample.draft();
-        for node in [before, after] {
-            draft.own(node, GPU, Reason::Pinned(0));
-        }
-        for node in [lacking, along] {
-            draft.own(node, GPU, Reason::ExpandedDown(before));
-        }
-        settle(&sample.0, &mut draft);
-        assert_eq!((draft.owners[lacking], draft.reasons[lacking]), (Some(CPU), Reason::FellBack(GPU)));
-        assert_eq!((draft.owners[along], draft.reasons[along]), (Some(CPU), Reason::FewerBytes));
-    }
-
-    /// Nothing has fallen back where another place is as good.
-    #[test]
-    fn an_equal_place_is_no_fall_back() {
-        let mut sample = Sample::new();
-        let x = sample.input(8);
-        let (before, before_out) = sample.node(&[x], 100);
-        let (open, open_out) = sample.node(&[before_out], 100);
-        let (after, _) = sample.node(&[open_out], 8);
-        let expanded = |sample: &Sample| {
-            let mut draft = sample.draft();
-            draft.own(before, GPU, Reason::Pinned(0));
-            draft.own(after, CPU, Reason::Pinned(0));
-            draft.own(open, GPU, Reason::ExpandedDown(before));
-            settle(&sample.0, &mut draft);
-            (draft.owners[open], draft.reasons[open])
-        };
-        assert_eq!(expanded(&sample), (Some(GPU), Reason::ExpandedDown(before)));
-        sample.0.nodes[open].runs_on = DeviceSet::default().with(CPU);
-        let (owner, reason) = expanded(&sample);
-        assert_eq!(owner, Some(CPU));
-        assert!(!matches!(reason, Reason::FellBack(_)), "{reason:?}");
     }
 }

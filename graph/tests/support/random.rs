@@ -72,7 +72,7 @@ pub fn recipes(mix: Mix) -> impl Strategy<Value = Recipes> {
 impl Recipes {
     pub fn facts(&self) -> Facts {
         let devices = self.devices;
-        let mut facts = Facts { devices, storages: Vec::new(), nodes: Vec::new() };
+        let mut facts = Facts { devices, rows: 1, storages: Vec::new(), nodes: Vec::new() };
         let plain =
             |kind, bytes| StorageFacts { kind, bytes, home: None, placed_by_user: false, output: false };
         facts.storages.push(plain(StorageKind::Input, 64));

@@ -63,7 +63,7 @@ struct Seen {
 fn vector(json: &Value) -> Vector {
     let devices: Vec<String> = list(&json["devices"]).iter().map(text).collect();
     let device = |name: &Value| devices.iter().position(|d| Some(d.as_str()) == name.as_str());
-    let mut facts = Facts { devices: devices.len(), storages: Vec::new(), nodes: Vec::new() };
+    let mut facts = Facts { devices: devices.len(), rows: 1, storages: Vec::new(), nodes: Vec::new() };
     let mut known: HashMap<String, Seen> = HashMap::new();
     // The node that wrote each storage last, and where the next view of it begins.
     let mut written: Vec<Option<usize>> = Vec::new();

@@ -51,35 +51,49 @@ pub struct Short {
     pub needs: Needs,
     /// The bytes that may be used.
     pub budget: u64,
-    /// What makes its needs smaller, in words, such as `a smaller --ctx`.
+    /// Further bytes that are free, and kept back.
+    pub kept_back: u64,
+    /// What makes its needs smaller, in words, such as `a smaller --ctx`, if anything does.
     pub advice: Vec<&'static str>,
 }
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, Short { device, needs, budget, advice }) in self.devices.iter().enumerate() {
+        for (index, Short { device, needs, budget, kept_back, advice }) in self.devices.iter().enumerate() {
             let Needs { weights, states, scratch } = *needs;
             let separator = if index == 0 { "" } else { "; " };
             write!(
                 f,
                 "{separator}{device}: {} ({} bytes) needed: {} of weights, {} of caches, {} of scratch memory; {} \
-                 ({budget} bytes) may be used; less is needed there with {}",
+                 ({budget} bytes) may be used",
                 human(needs.total()),
                 needs.total(),
                 human(weights),
                 human(states),
                 human(scratch),
                 human(*budget),
-                advice.join(" or "),
             )?;
+            if *kept_back > 0 {
+                write!(f, " ({} more are free, and kept back)", human(*kept_back))?;
+            }
+            if !advice.is_empty() {
+                write!(f, "; less is needed there with {}", advice.join(" or "))?;
+            }
         }
         Ok(())
     }
 }
 
 /// What makes the needs of a device smaller. What was left open is on the host already, as far as it can be, and only
-/// what was said can keep something on an accelerator; on the host, it is what was said to be there.
-fn advice(said: &PlacementOptions, on_host: bool, alone: bool) -> Vec<&'static str> {
+/// what was said can keep something on an accelerator; on the host, it is what was said to be there. Fewer tokens help
+/// only where it is not the weights that are too much.
+fn advice(
+    said: &PlacementOptions,
+    on_host: bool,
+    alone: bool,
+    needs: &Needs,
+    budget: u64,
+) -> Vec<&'static str> {
     let some_layers = said.gpu_layers.is_some_and(|layers| layers != GpuLayers::Last(0));
     let table = [
         (!on_host && some_layers, "a smaller --n-gpu-layers"),
@@ -92,7 +106,9 @@ fn advice(said: &PlacementOptions, on_host: bool, alone: bool) -> Vec<&'static s
         (!said.cache_layers.is_empty(), "another --kv-layers-on"),
     ];
     let of_placement = table.iter().filter(|(helps, _)| *helps && !alone).map(|(_, what)| *what);
-    of_placement.chain(["a smaller --ctx", "a smaller --batch"]).collect()
+    let of_tokens = [(needs.states > 0, "a smaller --ctx"), (needs.scratch > 0, "a smaller --batch")];
+    let of_tokens = of_tokens.iter().filter(|(helps, _)| *helps && needs.weights < budget);
+    of_placement.chain(of_tokens.map(|(_, what)| *what)).collect()
 }
 
 /// Bytes kept back of a device's free memory, for what the plan does not know of.
@@ -109,11 +125,11 @@ pub(super) fn place(
 ) -> Result<Placed, Error> {
     let mut notices = Vec::new();
     let given = given(&said.fit, devices, &mut notices)?;
-    let mut fitter =
-        Fitter { wishes, model, devices, options, budgets: vec![None; devices.len()], main: None };
+    let (budgets, kept_back) = (vec![None; devices.len()], vec![0; devices.len()]);
+    let mut fitter = Fitter { wishes, model, devices, options, budgets, kept_back, main: None };
     if said.fit.on {
         fitter.main = main_memory(devices, &given);
-        fitter.budgets = budgets(given, devices, &mut notices);
+        fitter.budget(given, &mut notices);
     }
     let all = wishes.gpu_layers.unwrap_or(wishes.layers + 1);
     let everything = fitter.share(all, all, usize::MAX);
@@ -166,23 +182,6 @@ fn given(fit: &Fit, devices: &Devices, notices: &mut Vec<String>) -> Result<Vec<
     Ok(given)
 }
 
-/// Bytes that may be used on each device; `None`: no limit.
-fn budgets(given: Vec<Option<u64>>, devices: &Devices, notices: &mut Vec<String>) -> Vec<Option<u64>> {
-    let names = devices.names();
-    let mut budgets = given.clone();
-    for index in (0..devices.host()).filter(|index| given[*index].is_none()) {
-        let name = &names[index];
-        let Some(free) = free_memory(devices, &given, index) else {
-            notices.push(format!("{name} does not tell its free memory, and gets all that is wanted"));
-            continue;
-        };
-        let margin = margin(free);
-        budgets[index] = Some(free - margin);
-        notices.push(format!("{name}: {} free, of which {} are kept back", human(free), human(margin)));
-    }
-    budgets
-}
-
 /// An accelerator's part of the free memory, where it tells: equal parts of what is not given to others, if several
 /// share it.
 fn free_memory(devices: &Devices, given: &[Option<u64>], index: DeviceIndex) -> Option<u64> {
@@ -227,11 +226,29 @@ struct Fitter<'a> {
     options: &'a Options,
     /// Bytes that may be used on each device; `None`: no limit.
     budgets: Vec<Option<u64>>,
+    /// Bytes beside these that are free.
+    kept_back: Vec<u64>,
     /// Devices that share main memory with the host, and what they may use together.
     main: Option<(Vec<DeviceIndex>, u64)>,
 }
 
 impl Fitter<'_> {
+    /// What may be used of each accelerator: what was given, or what is free of it less a margin.
+    fn budget(&mut self, given: Vec<Option<u64>>, notices: &mut Vec<String>) {
+        self.budgets.clone_from(&given);
+        let names = self.devices.names();
+        for index in (0..self.devices.host()).filter(|index| given[*index].is_none()) {
+            let name = &names[index];
+            let Some(free) = free_memory(self.devices, &given, index) else {
+                notices.push(format!("{name} does not tell its free memory, and gets all that is wanted"));
+                continue;
+            };
+            let margin = margin(free);
+            (self.budgets[index], self.kept_back[index]) = (Some(free - margin), margin);
+            notices.push(format!("{name}: {} free, of which {} are kept back", human(free), human(margin)));
+        }
+    }
+
     fn plan(&self, share: &Share) -> Result<Plans, Error> {
         Plans::new(self.model, self.devices, &self.wishes.placement(share), self.options)
     }
@@ -249,8 +266,9 @@ impl Fitter<'_> {
         let (names, host) = (self.devices.names(), self.wishes.host);
         let mut short: Vec<Short> = Vec::new();
         for (device, needs, budget) in self.short(plans) {
-            let advice = advice(said, device == host, host == 0);
-            short.push(Short { device: names[device].clone(), needs, budget, advice });
+            let advice = advice(said, device == host, host == 0, &needs, budget);
+            let (device, kept_back) = (names[device].clone(), self.kept_back[device]);
+            short.push(Short { device, needs, budget, kept_back, advice });
         }
         if let Some((sharing, budget)) = &self.main {
             let needs = plans.needs();
@@ -260,8 +278,9 @@ impl Fitter<'_> {
                 scratch: sum.scratch + needs[device].scratch,
             });
             if needs.total() > *budget {
-                let advice = advice(said, true, sharing.len() == self.devices.len());
-                short.push(Short { device: joined(&names, sharing), needs, budget: *budget, advice });
+                let budget = *budget;
+                let advice = advice(said, true, sharing.len() == self.devices.len(), &needs, budget);
+                short.push(Short { device: joined(&names, sharing), needs, budget, kept_back: 0, advice });
             }
         }
         (!short.is_empty()).then_some(Shortage { devices: short })

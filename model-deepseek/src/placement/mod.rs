@@ -88,7 +88,8 @@ pub struct PlacementOptions {
     pub cache_layers: Vec<(Range<usize>, String)>,
     /// Where the products beside a cache run.
     pub absorb: Absorb,
-    /// Whether a node that its device cannot run is an error.
+    /// Whether a [fall-back](graph::FallBack) is an error: a node that its device cannot run, unless nothing but its
+    /// neighbours places it and no more bytes cross with it elsewhere.
     pub strict: bool,
     /// Whether caches claim the nodes of their regions.
     pub ownership_check: bool,

@@ -23,6 +23,8 @@ pub(super) struct Wishes {
     caches: Vec<Option<DeviceIndex>>,
     /// The routed experts of each layer, if there are any and none was placed.
     experts: Vec<Vec<String>>,
+    /// The weights of each layer (with the output) that nobody placed.
+    open_weights: Vec<Vec<String>>,
     pub(super) host: DeviceIndex,
     pub(super) notices: Vec<String>,
 }
@@ -77,18 +79,19 @@ impl Wishes {
             caches[range.clone()].fill(Some(device_called("kv-layers-on", device, devices)?));
         }
 
-        let mut experts = vec![Vec::new(); layers];
-        for name in &names {
+        // What the user placed is not moved; the layer's other experts may be.
+        let (mut experts, mut open_weights) = (vec![Vec::new(); layers], vec![Vec::new(); layers + 1]);
+        for name in names.iter().filter(|name| !weights.contains_key(**name)) {
             match layer_and_part(name) {
-                Some((layer, part)) if is_experts(part) && layer < layers => {
-                    experts[layer].push((*name).to_owned());
+                Some((layer, part)) if layer < layers => {
+                    open_weights[layer].push((*name).to_owned());
+                    if is_experts(part) {
+                        experts[layer].push((*name).to_owned());
+                    }
                 }
+                _ if name.starts_with("output") => open_weights[layers].push((*name).to_owned()),
                 _ => {}
             }
-        }
-        // What the user placed is not moved; the layer's other experts may be.
-        for names in &mut experts {
-            names.retain(|name| !weights.contains_key(name));
         }
 
         let mut gpu_layers = said.gpu_layers.map(|said| match said {
@@ -107,16 +110,24 @@ impl Wishes {
             ownership_check: said.ownership_check,
             ..Placement::default()
         };
-        Ok(Wishes { base, layers, gpu_layers, weights, caches, experts, host, notices })
+        Ok(Wishes { base, layers, gpu_layers, weights, caches, experts, open_weights, host, notices })
     }
 
     /// What it means if accelerators get so much.
     pub(super) fn placement(&self, share: &Share) -> Placement {
-        let Wishes { base, layers, weights, caches, experts, host, .. } = self;
+        let Wishes { base, layers, gpu_layers, weights, caches, experts, open_weights, host, .. } = self;
         let mut placement = Placement { weights: weights.clone(), ..base.clone() };
         let first = layers + 1 - share.layers.len();
         placement.layers = vec![*host; first];
         placement.layers.extend(&share.layers);
+        // Layers that were to be on accelerators, as many as were said, and have no room there.
+        let wanted = layers + 1 - gpu_layers.unwrap_or(layers + 1);
+        for layer in (wanted..=*layers).filter(|&layer| placement.layers[layer] == *host && *host > 0) {
+            placement.for_room.extend(open_weights[layer].iter().cloned());
+            if caches.get(layer).is_some_and(Option::is_none) {
+                placement.for_room.insert(cache_name(layer));
+            }
+        }
         for (layer, cache) in caches.iter().enumerate() {
             let home = placement.layers[layer];
             let open = if layer + share.caches > *layers { home } else { *host };

@@ -2,7 +2,7 @@
 //!
 //! None of this happens between two tokens; it is what a start costs, and what trying placements costs.
 
-use backend_api::{Device, NullDevice, Precision};
+use backend_api::{Device, NullDevice, OpKind, Precision};
 use bench::synth::{file::SynthFile, shapes::ModelShape, types::FileFormat};
 use clap::ValueEnum;
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -31,6 +31,12 @@ fn planning(criterion: &mut Criterion) {
     let apart = PlacementOptions { cpu_moe: true, host_caches: true, ..PlacementOptions::default() };
     group.bench_function("graph and two plans, experts and caches apart", |bencher| {
         bencher.iter(|| apart.place(&model, &both, &Options::default()).unwrap());
+    });
+    let lacking = NullDevice::new("gpu", 1 << 40).without(&[OpKind::Add, OpKind::ExpertMatMul]);
+    let lacking = Devices::new(vec![Arc::new(lacking), null("cpu")]);
+    let most = PlacementOptions { host_caches: true, ..PlacementOptions::default() };
+    group.bench_function("graph and two plans, caches apart, two operations fall back", |bencher| {
+        bencher.iter(|| most.place(&model, &lacking, &Options::default()).unwrap());
     });
     group.finish();
 }

@@ -289,6 +289,12 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a hint, which any address may be.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn load_bytes(self, p: *const u8) -> I {
         unsafe { self.load_halves(p, p.add(32)) }
     }

@@ -205,6 +205,12 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a hint, which any address may be.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn load_bytes(self, p: *const u8) -> __m512i {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }

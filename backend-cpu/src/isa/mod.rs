@@ -104,6 +104,9 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// The low byte of each lane, 16 bytes.
     unsafe fn store_i8(self, p: *mut i8, x: Self::I);
 
+    /// Asks for the cache line of an address, which need not be anybody's.
+    fn prefetch(self, _p: *const u8) {}
+
     // bytes
     fn splat_u8(self, x: u8) -> Self::B;
     unsafe fn load_bytes(self, p: *const u8) -> Self::B;

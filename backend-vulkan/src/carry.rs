@@ -1,31 +1,45 @@
 //! Small copies without submissions of their own: what is written before a program runs and what is read after it travels
 //! with the program. A split of a decode step on a device with memory of its own is so one submission, and not three.
+//!
+//! Only what the program that was submitted last has brought is kept: with several sessions by turns on one device, reads
+//! have submissions of their own again.
 
 use crate::{context::Context, memory::Memory, staging::everything_before};
 use ash::vk;
-use backend_api::{BufferRef, DeviceError};
+use backend_api::{Buffer, BufferRef, DeviceError};
 use gpu_allocator::MemoryLocation;
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, Weak},
+};
 
 /// Bytes that a copy may have to travel so.
 pub(crate) const SMALL: usize = 1 << 20;
 
 /// Bytes that may travel with one submission, in each direction.
-const ROOM: usize = 2 << 20;
+pub(crate) const ROOM: usize = 2 << 20;
+
+/// Writes that may.
+const COPIES: usize = 256;
+
+/// Runs after which what nobody reads is no longer brought along.
+const PATIENCE: u32 = 8;
 
 /// Bytes on their way to the device, which the next submission takes along.
 pub(crate) struct Up {
     memory: Memory,
     commands: vk::CommandBuffer,
     copies: Vec<Copy>,
+    /// Alive while they are being submitted; from then on they wait before they go.
+    targets: Vec<BufferRef>,
     filled: usize,
     /// The submission that last took any.
     busy: u64,
 }
 
 struct Copy {
-    /// Alive until it is submitted; from then on it waits before it goes.
-    _target: BufferRef,
+    /// What is dropped before it is submitted needs no bytes.
+    target: Weak<dyn Buffer>,
     to: vk::Buffer,
     region: vk::BufferCopy,
 }
@@ -34,11 +48,11 @@ impl Up {
     /// `commands` may be recorded again and again.
     pub(crate) fn new(context: &Arc<Context>, commands: vk::CommandBuffer) -> Result<Self, DeviceError> {
         let memory = Memory::new(context, "small writes", ROOM, MemoryLocation::CpuToGpu)?;
-        Ok(Up { memory, commands, copies: Vec::new(), filled: 0, busy: 0 })
+        Ok(Up { memory, commands, copies: Vec::new(), targets: Vec::new(), filled: 0, busy: 0 })
     }
 
     pub(crate) fn has_room(&self, len: usize) -> bool {
-        self.filled + len <= ROOM
+        self.copies.len() < COPIES && self.filled + len <= ROOM
     }
 
     /// Takes bytes, for which there is room.
@@ -62,14 +76,23 @@ impl Up {
             dst_offset: offset as u64,
             size: bytes.len() as u64,
         };
-        self.copies.push(Copy { _target: Arc::clone(target), to, region });
+        self.copies.push(Copy { target: Arc::downgrade(target), to, region });
         self.filled += bytes.len();
         Ok(())
     }
 
     /// The commands that copy all that waits, if anything does.
-    pub(crate) fn record(&self, context: &Context) -> Result<Option<vk::CommandBuffer>, DeviceError> {
+    pub(crate) fn record(&mut self, context: &Context) -> Result<Option<vk::CommandBuffer>, DeviceError> {
+        self.targets.clear();
+        let targets = &mut self.targets;
+        self.copies.retain(|copy| {
+            copy.target.upgrade().is_some_and(|target| {
+                targets.push(target);
+                true
+            })
+        });
         if self.copies.is_empty() {
+            self.filled = 0;
             return Ok(None);
         }
         let copies = |device: &ash::Device, commands| {
@@ -96,6 +119,7 @@ impl Up {
     pub(crate) fn sent(&mut self, number: u64) {
         self.copies.clear();
         (self.filled, self.busy) = (0, number);
+        self.targets.clear();
     }
 }
 
@@ -104,7 +128,6 @@ pub(crate) struct Down {
     /// The program's buffers that live within a step.
     buffers: Vec<vk::Buffer>,
     commands: vk::CommandBuffer,
-    memory: Option<Memory>,
     wanted: Vec<Wanted>,
     /// Whether the commands are those of what is wanted now.
     recorded: bool,
@@ -119,60 +142,66 @@ struct Wanted {
     at: usize,
     /// Brought by the last run, and not written over since.
     fresh: bool,
+    /// Runs since it was read.
+    idle: u32,
+}
+
+impl Wanted {
+    fn len(&self) -> usize {
+        (self.bytes.end - self.bytes.start) as usize
+    }
 }
 
 impl Down {
     /// `commands` may be recorded again and again.
     pub(crate) fn new(buffers: Vec<vk::Buffer>, commands: vk::CommandBuffer) -> Self {
-        Down { buffers, commands, memory: None, wanted: Vec::new(), recorded: true, number: 0 }
+        Down { buffers, commands, wanted: Vec::new(), recorded: true, number: 0 }
     }
 
     /// A run of the program is done and these bytes were read: from now on they are brought along, where there is room.
     pub(crate) fn want(&mut self, buffer: vk::Buffer, bytes: Range<u64>) {
         let len = (bytes.end - bytes.start) as usize;
-        if len > SMALL || !self.buffers.contains(&buffer) {
+        let has = |wanted: &Wanted| {
+            wanted.buffer == buffer && wanted.bytes.start <= bytes.start && bytes.end <= wanted.bytes.end
+        };
+        if len > SMALL || !self.buffers.contains(&buffer) || self.wanted.iter().any(has) {
             return;
         }
-        let within = |wanted: &Wanted| {
-            wanted.buffer == buffer && bytes.start <= wanted.bytes.start && wanted.bytes.end <= bytes.end
-        };
-        self.wanted.retain(|wanted| !within(wanted));
-        let mut at = 0;
-        for wanted in &mut self.wanted {
-            wanted.at = at;
-            // What is laid out anew is not there yet.
-            wanted.fresh = false;
-            at += (wanted.bytes.end - wanted.bytes.start) as usize;
-        }
+        let at: usize = self.wanted.iter().map(Wanted::len).sum();
         if at + len <= ROOM {
-            self.wanted.push(Wanted { buffer, bytes, at, fresh: false });
+            self.wanted.push(Wanted { buffer, bytes, at, fresh: false, idle: 0 });
+            self.recorded = false;
         }
-        self.recorded = false;
     }
 
-    /// The commands that bring what is wanted, if anything is. The program's last run is done.
+    /// The commands that bring what is wanted into `memory`, if anything is. The program's last run is done.
     pub(crate) fn record(
         &mut self,
-        context: &Arc<Context>,
+        context: &Context,
+        memory: &Memory,
     ) -> Result<Option<vk::CommandBuffer>, DeviceError> {
+        if self.wanted.iter().any(|wanted| wanted.idle > PATIENCE) {
+            self.wanted.retain(|wanted| wanted.idle <= PATIENCE);
+            let mut end = 0;
+            for wanted in &mut self.wanted {
+                wanted.at = end;
+                end += wanted.len();
+            }
+            self.recorded = false;
+        }
         if self.wanted.is_empty() {
             return Ok(None);
         }
-        let memory = match self.memory.take() {
-            Some(memory) => memory,
-            None => Memory::new(context, "small reads", ROOM, MemoryLocation::GpuToCpu)?,
-        };
-        let memory = self.memory.insert(memory);
         if !self.recorded {
             let copies = |device: &ash::Device, commands| {
-                for Wanted { buffer, bytes, at, .. } in &self.wanted {
+                for wanted in &self.wanted {
                     let region = [vk::BufferCopy {
-                        src_offset: bytes.start,
-                        dst_offset: *at as u64,
-                        size: bytes.end - bytes.start,
+                        src_offset: wanted.bytes.start,
+                        dst_offset: wanted.at as u64,
+                        size: wanted.len() as u64,
                     }];
                     // SAFETY: being recorded; the ranges lie in their buffers, which the program keeps alive.
-                    unsafe { device.cmd_copy_buffer(commands, *buffer, memory.buffer(), &region) }
+                    unsafe { device.cmd_copy_buffer(commands, wanted.buffer, memory.buffer(), &region) }
                 }
             };
             record(context, self.commands, copies)?;
@@ -184,7 +213,10 @@ impl Down {
     /// This submission brings what was recorded.
     pub(crate) fn sent(&mut self, number: u64) {
         self.number = number;
-        self.wanted.iter_mut().for_each(|wanted| wanted.fresh = true);
+        for wanted in &mut self.wanted {
+            wanted.fresh = true;
+            wanted.idle += 1;
+        }
     }
 
     /// The program is gone: nothing is brought any more.
@@ -204,21 +236,23 @@ impl Down {
         self.wanted.iter_mut().filter(meets).for_each(|wanted| wanted.fresh = false);
     }
 
-    /// Reads these bytes if the last run brought them.
+    /// Reads these bytes if the last run brought them into `memory`.
     pub(crate) fn read(
-        &self,
+        &mut self,
         context: &Context,
+        memory: &Memory,
         buffer: vk::Buffer,
         offset: usize,
         into: &mut [u8],
     ) -> Result<bool, DeviceError> {
         let (start, end) = (offset as u64, (offset + into.len()) as u64);
-        let holds = |wanted: &&Wanted| {
+        let holds = |wanted: &&mut Wanted| {
             wanted.fresh && wanted.buffer == buffer && wanted.bytes.start <= start && end <= wanted.bytes.end
         };
-        let Some(wanted) = self.wanted.iter().find(holds) else { return Ok(false) };
-        let Some(pointer) = self.memory.as_ref().and_then(Memory::mapped) else { return Ok(false) };
+        let Some(wanted) = self.wanted.iter_mut().find(holds) else { return Ok(false) };
+        let Some(pointer) = memory.mapped() else { return Ok(false) };
         context.wait(self.number)?;
+        wanted.idle = 0;
         let at = wanted.at + (start - wanted.bytes.start) as usize;
         // SAFETY: the range lies in what was brought, and the submission that did is done.
         unsafe { pointer.add(at).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) }

@@ -219,7 +219,10 @@ impl Context {
             if let Err(result) = submitted {
                 // What went before may run; its owner will not wait for it.
                 // SAFETY: the queue is ours while locked.
-                let _ = unsafe { self.device.queue_wait_idle(queue.handle) };
+                if unsafe { self.device.queue_wait_idle(queue.handle) }.is_err() {
+                    self.lost.store(true, Ordering::Relaxed);
+                    self.hung.store(result != vk::Result::ERROR_DEVICE_LOST, Ordering::Relaxed);
+                }
                 return Err(self.error("vkQueueSubmit", result));
             }
             queue.submitted += 1;

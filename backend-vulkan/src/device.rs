@@ -82,7 +82,8 @@ impl VulkanDevice {
         self.context.complaints()
     }
 
-    /// How often something was handed to its queue: once for each run of a program that is not cut, and for large copies.
+    /// How often something was handed to its queue: once for each run of a program that is not cut; and where memory is
+    /// the device's own, for each allocation, for large copies, and for small reads as long as nobody expected them.
     pub fn submissions(&self) -> u64 {
         self.context.submissions()
     }
@@ -155,6 +156,7 @@ impl Device for VulkanDevice {
         match memory.mapped().filter(|_| !self.context.always_stage) {
             Some(pointer) => {
                 self.context.settle()?;
+                staging.spoil(memory.buffer(), offset, bytes.len());
                 // SAFETY: the range lies in the buffer, which the CPU sees; nothing that was submitted runs any more, and
                 // who holds `staging` is the only one who writes so.
                 unsafe { pointer.add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }

@@ -3,7 +3,7 @@
 //! programs](crate::carry).
 
 use crate::{
-    carry::{Down, SMALL, Up, record},
+    carry::{Down, ROOM, SMALL, Up, record},
     context::Context,
     memory::Memory,
 };
@@ -24,6 +24,8 @@ pub(crate) struct Staging {
     up: Option<Up>,
     /// Of the program that was submitted last.
     down: Option<Arc<Mutex<Down>>>,
+    /// Where that brings what it brings.
+    brought: Option<Memory>,
 }
 
 struct Slot {
@@ -42,7 +44,8 @@ impl Staging {
         let pool = unsafe { context.device.create_command_pool(&create, None) }
             .map_err(|result| context.error("vkCreateCommandPool", result))?;
         let context = Arc::clone(context);
-        Ok(Staging { context, pool, slots: Vec::new(), next: 0, back: None, up: None, down: None })
+        let (slots, next, back, up, down, brought) = (Vec::new(), 0, None, None, None, None);
+        Ok(Staging { context, pool, slots, next, back, up, down, brought })
     }
 
     fn commands(&self) -> Result<vk::CommandBuffer, DeviceError> {
@@ -64,10 +67,13 @@ impl Staging {
         commands: &[vk::CommandBuffer],
         down: &Arc<Mutex<Down>>,
     ) -> Result<u64, DeviceError> {
-        let up = self.up.as_ref().map(|up| up.record(&self.context)).transpose()?.flatten();
+        let up = self.up.as_mut().map(|up| up.record(&self.context)).transpose()?.flatten();
         let mut own = lock(down);
+        // Whatever becomes of it, what the program before brought is about to be written over.
+        self.down = None;
         own.spoil_all();
-        let back = own.record(&self.context)?;
+        let back =
+            self.brought.as_ref().map(|memory| own.record(&self.context, memory)).transpose()?.flatten();
         let last = commands.len() - 1;
         let submissions: Vec<Vec<vk::CommandBuffer>> = (commands.iter().enumerate())
             .map(|(index, commands)| {
@@ -85,7 +91,7 @@ impl Staging {
     }
 
     /// Sends the small writes that wait.
-    fn flush(&mut self) -> Result<(), DeviceError> {
+    pub(crate) fn flush(&mut self) -> Result<(), DeviceError> {
         if let Some(up) = &mut self.up
             && let Some(commands) = up.record(&self.context)?
         {
@@ -94,8 +100,22 @@ impl Staging {
         Ok(())
     }
 
-    fn down(&self) -> Option<MutexGuard<'_, Down>> {
-        self.down.as_ref().map(lock)
+    /// These bytes are being written: what was brought of them holds no more.
+    pub(crate) fn spoil(&mut self, buffer: vk::Buffer, offset: usize, len: usize) {
+        if let Some(down) = &self.down {
+            lock(down).spoil(buffer, &(offset as u64..(offset + len) as u64));
+        }
+    }
+
+    /// From now on what is read so is brought along. Without memory for that, it is not.
+    fn want(&mut self, buffer: vk::Buffer, offset: usize, len: usize) {
+        let Some(down) = &self.down else { return };
+        if self.brought.is_none() {
+            self.brought = Memory::new(&self.context, "small reads", ROOM, MemoryLocation::GpuToCpu).ok();
+        }
+        if self.brought.is_some() {
+            lock(down).want(buffer, offset as u64..(offset + len) as u64);
+        }
     }
 
     /// The next slot for writing, free.
@@ -112,7 +132,8 @@ impl Staging {
         Ok(&mut self.slots[index])
     }
 
-    /// Returns before the bytes have arrived; later submissions see them. `to` is of `target`.
+    /// Returns before the bytes have arrived; later submissions see them, and where there are few bytes, it is one of
+    /// those that tells what went wrong. `to` is of `target`.
     pub(crate) fn write(
         &mut self,
         target: &BufferRef,
@@ -124,9 +145,7 @@ impl Staging {
         if bytes.is_empty() {
             return Ok(());
         }
-        if let Some(mut down) = self.down() {
-            down.spoil(to, &(offset as u64..(offset + bytes.len()) as u64));
-        }
+        self.spoil(to, offset, bytes.len());
         if bytes.len() <= SMALL {
             if self.up.as_ref().is_some_and(|up| !up.has_room(bytes.len())) {
                 self.flush()?;
@@ -165,12 +184,15 @@ impl Staging {
         into: &mut [u8],
     ) -> Result<(), DeviceError> {
         let context = Arc::clone(&self.context);
-        if let Some(mut down) = self.down() {
-            if down.read(&context, from, offset, into)? {
-                return Ok(());
-            }
-            down.want(from, offset as u64..(offset + into.len()) as u64);
+        if into.is_empty() {
+            return Ok(());
         }
+        if let (Some(down), Some(memory)) = (&self.down, &self.brought)
+            && lock(down).read(&context, memory, from, offset, into)?
+        {
+            return Ok(());
+        }
+        self.want(from, offset, into.len());
         self.flush()?;
         if self.back.is_none() {
             self.back = Some(self.slot(MemoryLocation::GpuToCpu)?);

@@ -206,8 +206,55 @@ fn small_copies_take_no_submission() {
     assert_eq!((read(y), read(z)), results[0]);
     device.write(&scratch, 0, &input(1)).expect("written");
     program.run(&step, &mut Discard).expect("it runs");
+    let brought = device.submissions();
+    assert_eq!(
+        (read(y), read(z), device.submissions()),
+        (results[1].0.clone(), results[1].1.clone(), brought)
+    );
+    // What nobody reads for long is not brought for ever, and nothing but that is lost.
+    for _ in 0..12 {
+        program.run(&step, &mut Discard).expect("it runs");
+    }
+    assert_eq!(read(z), results[1].1);
+    assert_eq!(device.submissions(), brought + 12 + 1);
+    device.read(&scratch, y, &mut []).expect("nothing is read");
+    program.run(&step, &mut Discard).expect("it runs");
+    // Once the program is gone, its buffers' names may be others'.
     drop((program, other));
-    assert_eq!((read(y), read(z)), results[1]);
+    drop(scratch);
+    let again = self::scratch(&device, 1);
+    let mut found = vec![1; 4 * M];
+    device.read(&again, z, &mut found).expect("read");
+    assert!(found.iter().all(|byte| *byte == 0), "a new buffer is zero");
+    common::assert_valid(&device);
+}
+
+/// Writes that wait for a submission keep no buffer, and there may be any number of them.
+#[test]
+fn small_writes_wait_in_order() {
+    let Some(device) = common::open(VulkanOptions { always_stage: true, ..VulkanOptions::default() }) else {
+        return;
+    };
+    let size = 3 << 20;
+    let buffer = device.allocate(&request("buffer", size, BufferUsage::Scratch)).expect("room");
+    let mut expected = vec![0u8; size];
+    let mut write = |at: usize, len: usize, value: u8| {
+        expected[at..at + len].fill(value);
+        device.write(&buffer, at, &vec![value; len]).expect("written");
+    };
+    // More of them than travel together, in number and in bytes, around a large one; many over each other.
+    (0..600).for_each(|i| write(5 * i, 7, i as u8));
+    (0..5).for_each(|i| write(400_000 * i, 900_000, 100 + i as u8));
+    write(1000, 2 << 20, 77);
+    (0..3).for_each(|i| write(999_000 * i, 999_999, 200 + i as u8));
+    let gone = device.allocate(&request("gone", 64, BufferUsage::Scratch)).expect("room");
+    device.write(&gone, 0, &[1; 64]).expect("written");
+    let kept = Arc::downgrade(&gone);
+    drop(gone);
+    assert!(kept.upgrade().is_none(), "what waits to be written keeps no buffer");
+    let mut found = vec![0; size];
+    device.read(&buffer, 0, &mut found).expect("read");
+    assert!(found == expected);
     common::assert_valid(&device);
 }
 
@@ -230,23 +277,37 @@ fn large_copies_go_through_staging_in_pieces() {
 
 #[test]
 fn a_long_prefill_is_cut_and_a_decode_step_is_not() {
-    let Some(device) = common::open(VulkanOptions::default()) else { return };
+    for always_stage in [false, true] {
+        let Some(device) = common::open(VulkanOptions { always_stage, ..VulkanOptions::default() }) else {
+            return;
+        };
+        a_long_prefill_is_cut(&device);
+        common::assert_valid(&device);
+    }
+}
+
+fn a_long_prefill_is_cut(device: &VulkanDevice) {
     let bytes = encoded(DType::Q4_K, M);
     let weights = device.allocate(&request("w", bytes.len(), BufferUsage::Weights)).expect("room");
     device.write(&weights, 0, &bytes).expect("written");
     // Half a second of work on paper, which is what programs are cut by; a step of one row runs all pieces.
     let many = 200_000;
-    let large = scratch(&device, many);
-    device.write(&large, 0, &bytes_of(&numbers(K, 3))).expect("written");
+    let large = scratch(device, many);
     let step = Step { rows: 1, past: 0, outputs: 1 };
     let result = |capacity: usize| {
         let mut counter = Counter::default();
-        let compiled = compile(&device, weights.clone(), large.clone(), many, capacity, 0);
-        compiled.expect("a program").run(&step, &mut counter).expect("it runs");
-        let mut found = vec![0; 4 * M];
-        device.read(&large, 4 * many * (K + M), &mut found).expect("read");
-        device.write(&large, 4 * many * (K + M), &[0; 4 * M]).expect("cleared");
-        (counter.submissions[0], found)
+        let compiled = compile(device, weights.clone(), large.clone(), many, capacity, 0);
+        let mut program = compiled.expect("a program");
+        let mut found = [vec![0; 4 * M], vec![0; 4 * M]];
+        // The second time, what is read comes with the last piece, and what is written goes with the first.
+        for (found, seed) in found.iter_mut().zip([3, 4]) {
+            device.write(&large, 0, &bytes_of(&numbers(K, seed))).expect("written");
+            program.run(&step, &mut counter).expect("it runs");
+            device.read(&large, 4 * many * (K + M), found).expect("read");
+            device.write(&large, 4 * many * (K + M), &[0; 4 * M]).expect("cleared");
+        }
+        assert_ne!(found[0], found[1]);
+        (counter.submissions[0], found.concat())
     };
     let (whole, expected) = result(1);
     let (pieces, found) = result(many);
@@ -254,7 +315,6 @@ fn a_long_prefill_is_cut_and_a_decode_step_is_not() {
     assert!((3..=8).contains(&pieces), "{pieces} submissions");
     let near = floats(&expected).iter().zip(floats(&found)).all(|(a, b)| (a - b).abs() < 1e-4);
     assert!(near && floats(&found).iter().any(|v| *v != 0.0), "other numbers in pieces");
-    common::assert_valid(&device);
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {

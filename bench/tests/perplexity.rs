@@ -224,6 +224,11 @@ fn throughput_says_what_was_measured() {
             ["all", "depth", "gb_s", "median_tok_s", "share_of_limit", "share_outside", "test", "tokens"];
         assert_eq!(keys(test), expected);
         assert_eq!(test["all"].as_array().unwrap().len(), 2);
+        let outside = test["share_outside"].as_f64().unwrap();
+        assert!(
+            (0.0..1.0).contains(&outside),
+            "{outside}: operations take some of the time, and no more than all"
+        );
         assert!(
             test["median_tok_s"].as_f64().unwrap() > 0.0 && test["gb_s"].as_f64().unwrap() > 0.0,
             "{test}"

@@ -460,6 +460,18 @@ fn what_had_no_room_is_said_to_have_had_none() {
     assert_eq!(by_user, "it reads blk.1.ffn_down_exps.weight, which was placed on cpu");
     let cache = reason_of("--device null:gpu:1500MiB -ngl all --ctx 32768", "blk.0.attention");
     assert_eq!(cache, "it belongs to cache.0, which lives on cpu for want of room");
+    // Whole layers, too, with all that they have; those that were said to be there are there for another reason.
+    let v3 = &headers()[2];
+    let reasons = report(v3, "--device null:gpu:8GiB --kv-layers-on gpu=7");
+    let reason = |node: &str| nodes(&reasons).find(|(name, ..)| *name == node).unwrap().2;
+    assert_eq!(reason("blk.5.attention"), "it belongs to cache.5, which lives on cpu for want of room");
+    assert_eq!(reason("blk.7.attention"), "it belongs to cache.7, which lives on gpu");
+    assert!(reason("blk.5.attn_q_a").ends_with("which is loaded on cpu for want of room"));
+    let few = report(v3, "--device null:gpu:2000GiB --n-gpu-layers 10 --ctx 512");
+    assert!(nodes(&few).all(|(.., reason)| !reason.contains("room")));
+    // Caches that were said to be on the accelerator are not counted among what is not.
+    let said = place(v3, "--device null:gpu:8GiB --kv-layers-on gpu=0-60").err;
+    assert!(said.contains("not everything fits: on cpu are ") && !said.contains("the caches"), "{said}");
 }
 
 /// Layers that are spread over several accelerators cost one split more for each border between two of them.

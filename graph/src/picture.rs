@@ -185,7 +185,7 @@ fn words(plan: &Plan, node: NodeIndex) -> (&'static str, &'static str) {
         Reason::FollowsWeight(_) => ("weight", "reads a weight that is loaded here"),
         Reason::ExpandedDown(_) | Reason::ExpandedUp(_) => ("near", "beside its neighbours"),
         Reason::Home => ("near", "its layer is here"),
-        Reason::FewerBytes => ("near", "the fewest bytes cross"),
+        Reason::FewerBytes => ("near", "the fewest bytes of activations cross"),
         Reason::FellBack(_) => ("fell", "its device cannot run it"),
     }
 }
@@ -303,13 +303,13 @@ impl Canvas {
     fn legend(&mut self, plan: &Plan, step: &Step) {
         self.y += 10;
         // Each once for all layers.
-        let mut told: BTreeMap<(&str, DeviceIndex), (usize, i64, String)> = BTreeMap::new();
+        let mut told: BTreeMap<(&str, DeviceIndex, String), (usize, i64)> = BTreeMap::new();
         for fall_back in plan.fall_backs_in(step) {
-            let entry = told.entry((short(plan, fall_back.node), fall_back.runs_on));
-            let (count, bytes, _) = entry.or_insert((0, 0, fall_back.why));
+            let entry = told.entry((short(plan, fall_back.node), fall_back.runs_on, fall_back.why));
+            let (count, bytes) = entry.or_default();
             (*count, *bytes) = (*count + 1, *bytes + fall_back.bytes);
         }
-        for ((node, device), (count, bytes, why)) in told {
+        for ((node, device, why), (count, bytes)) in told {
             let times = if count == 1 { String::new() } else { format!(" (of {count} layers)") };
             let (device, more) = (&plan.devices[device], more(bytes));
             self.text(20, "fell", &format!("{node}{times} runs on {device}: {why}; {more} cross"));

@@ -162,7 +162,7 @@ pub fn reason(plan: &Plan, node: NodeIndex) -> String {
         Reason::ExpandedDown(producer) => format!("it reads {}, made on {owner}", node_name(plan, producer)),
         Reason::ExpandedUp(consumer) => format!("{}, on {owner}, reads it", node_name(plan, consumer)),
         Reason::Home => format!("its layer is on {owner}"),
-        Reason::FewerBytes => format!("the fewest bytes cross with it on {owner}"),
+        Reason::FewerBytes => format!("the fewest bytes of activations cross with it on {owner}"),
         Reason::FellBack(wanted) => {
             let fall_back = plan.fall_backs.iter().find(|fall_back| fall_back.node == node);
             let why = fall_back.map_or("", |fall_back| fall_back.why.as_str());

@@ -77,6 +77,24 @@ fn a_spoilt_plan_is_found() {
             },
             "is not with its state",
         ),
+        (|p| p.reasons[0] = Reason::FellBack(0), "is said to belong on"),
+        (
+            |p| {
+                let (node, runs_on) = (0, p.owners[0]);
+                let (along, why) = (Vec::new(), String::new());
+                p.reasons[0] = Reason::FellBack(0);
+                p.fall_backs.push(graph::FallBack {
+                    node,
+                    wanted: 0,
+                    runs_on,
+                    along,
+                    bytes: 0,
+                    state_bytes: 0,
+                    why,
+                });
+            },
+            "fell back from a device that can run it",
+        ),
         (|p| p.order.swap(0, 5), "runs before"),
         (|p| p.order[0] = p.order[1], "twice in the order"),
         (|p| p.splits[1].nodes.start += 1, "does not follow"),

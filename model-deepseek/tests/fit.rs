@@ -304,7 +304,7 @@ fn processors_share_main_memory() {
     // With room for less than the weights, there is no way to have them.
     let error = place(needs / 2, &said).unwrap_err().to_string();
     assert!(error.starts_with("it does not fit: cpu1 + cpu2 + cpu: "), "{error}");
-    assert!(error.ends_with("bytes) may be used"), "{error}");
+    assert!(error.ends_with("more are free, and kept back)"), "{error}");
     // With room for these and little else, there is.
     let error = place(needs, &said).unwrap_err().to_string();
     assert!(error.ends_with("less is needed there with a smaller --ctx or a smaller --batch"), "{error}");

@@ -264,6 +264,7 @@ fn a_split_of_a_token_is_one_submission() {
             let said = PlacementOptions { host_caches, cpu_moe, ..PlacementOptions::default() };
             let plans = said.place(&model, &devices, &options()).unwrap().plans;
             let splits = plans.decode.splits.iter().filter(|split| split.device == 0).count() as u64;
+            assert!(splits > 0);
             let mut session = Engine::load(&model, &devices, plans, &mut |_| ()).unwrap().session().unwrap();
             session.feed(&[1, 2, 3]).unwrap();
             // What is read of it, a device with memory of its own learns from its first token.

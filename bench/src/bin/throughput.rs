@@ -10,7 +10,7 @@ use bench::{
     synth::blocks::Random,
 };
 use clap::{Parser, ValueEnum};
-use graph::{Plan, Split, StepObserver, Transfer};
+use graph::{Plan, StepObserver, Transfer};
 use model_deepseek::{Engine, Session, Wanted};
 use serde::Serialize;
 use std::{
@@ -105,8 +105,9 @@ struct Outcome {
     gb_s: f64,
     /// Of the reading rate for decode, of the multiply-accumulate rate for prefill.
     share_of_limit: f64,
-    /// Of the time, what went neither into splits nor into copies between them.
-    share_outside: f64,
+    /// Of the time, what went neither into operations nor into copies between devices, in a run beside the timed ones;
+    /// `null` where a device does not tell the time of operations.
+    share_outside: Option<f64>,
 }
 
 fn main() -> ExitCode {
@@ -184,6 +185,10 @@ fn roofline(_threads: usize) -> Roofline {
 struct Work {
     bytes: u64,
     macs: u64,
+    /// In operations and copies.
+    time: Duration,
+    /// Whether the time of an operation is not known.
+    untimed: bool,
 }
 
 impl Observer for Work {
@@ -194,24 +199,14 @@ impl Observer for Work {
     fn op(&mut self, event: OpEvent<'_>) {
         self.bytes += event.bytes;
         self.macs += event.macs;
+        self.time += event.time.unwrap_or_default();
+        self.untimed |= event.time.is_none();
     }
 }
 
-impl StepObserver for Work {}
-
-/// Time in splits and in copies between them.
-#[derive(Default)]
-struct Inside(Duration);
-
-impl Observer for Inside {}
-
-impl StepObserver for Inside {
+impl StepObserver for Work {
     fn transfer(&mut self, _: &Plan, _: &Transfer, _: u64, time: Duration) {
-        self.0 += time;
-    }
-
-    fn split(&mut self, _: &Plan, _: &Split, time: Duration) {
-        self.0 += time;
+        self.time += time;
     }
 }
 
@@ -224,15 +219,13 @@ fn measure(engine: &Engine, test: Test, repeat: u32, roofline: Roofline) -> Resu
     }
     // The first run warms caches up and counts the work; it is not timed.
     let mut work = Work::default();
-    run_once(&mut session, test, &mut tokens, &mut work)?;
+    let seconds = run_once(&mut session, test, &mut tokens, &mut work)?;
+    let share_outside = (!work.untimed).then(|| 1.0 - work.time.as_secs_f64() / seconds);
     let mut rates = Vec::with_capacity(repeat as usize);
-    let (mut inside, mut all_seconds) = (Inside::default(), 0.0);
     for _ in 0..repeat {
-        let seconds = run_once(&mut session, test, &mut tokens, &mut inside)?;
+        let seconds = run_once(&mut session, test, &mut tokens, &mut backend_api::Discard)?;
         rates.push(test.tokens as f64 / seconds);
-        all_seconds += seconds;
     }
-    let share_outside = 1.0 - inside.0.as_secs_f64() / all_seconds;
     let median_tok_s = median(&mut rates.clone());
     let median_seconds = test.tokens as f64 / median_tok_s;
     let gb_s = work.bytes as f64 / median_seconds / 1e9;

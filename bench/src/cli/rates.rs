@@ -3,7 +3,7 @@
 use super::devices::DeviceRates;
 use backend_api::{BufferRequest, BufferUsage, DeviceError, DeviceKind};
 use graph::{Devices, Rates};
-use std::{sync::OnceLock, time::Instant};
+use std::time::Instant;
 
 /// Where a hypothetical device says nothing: a PCIe 4.0 bus with 16 lanes.
 const USUAL_BUS: f64 = 25e9;
@@ -53,11 +53,21 @@ fn copies(devices: &Devices, index: usize) -> Result<f64, DeviceError> {
     Ok(best)
 }
 
-/// Measured once: two plans of one program should go by the same.
+/// Measured once for as many threads: two plans of one program should go by the same.
 #[cfg(feature = "cpu")]
 fn cpu_memory(threads: usize) -> f64 {
-    static RATE: OnceLock<f64> = OnceLock::new();
-    *RATE.get_or_init(|| 1e9 * backend_cpu::peak::read_gb_s(threads, READ))
+    static KNOWN: std::sync::Mutex<Vec<(usize, f64)>> = std::sync::Mutex::new(Vec::new());
+    let mut known = KNOWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some((_, rate)) = known.iter().find(|(of, _)| *of == threads) {
+        return *rate;
+    }
+    let rate = match backend_cpu::peak::read_gb_s(threads, READ) {
+        // Where it cannot be measured, it does not count.
+        0.0 => f64::INFINITY,
+        gb_s => 1e9 * gb_s,
+    };
+    known.push((threads, rate));
+    rate
 }
 
 #[cfg(not(feature = "cpu"))]

@@ -43,16 +43,15 @@ pub(super) fn fall_back(facts: &Facts, rules: &Rules, draft: Draft) -> Result<As
             let node = had_a_say.unwrap_or(first);
             return Err(AssignError::Strict { node, device: wanted[node] });
         }
+        for &node in &nodes {
+            let reason = if is_unable(node) { Reason::FellBack(wanted[node]) } else { Reason::FewerBytes };
+            assignment.reasons[node] = reason;
+        }
         let mut fall_backs: Vec<FallBack> =
             fallen().map(|node| new(node, wanted[node], placed[node])).collect();
-        for &node in &nodes {
-            assignment.reasons[node] = if is_unable(node) {
-                Reason::FellBack(wanted[node])
-            } else {
-                let before = fall_backs.partition_point(|fall_back| fall_back.node < node);
-                fall_backs[before.saturating_sub(1)].along.push((node, wanted[node]));
-                Reason::FewerBytes
-            };
+        let with: Vec<NodeIndex> = nodes.iter().copied().filter(|&node| !is_unable(node)).collect();
+        for (node, fallen) in nearest(facts, &with, &fallen().collect::<Vec<_>>()) {
+            fall_backs[fallen].along.push((node, wanted[node]));
         }
         assignment.fall_backs.append(&mut fall_backs);
     }
@@ -65,14 +64,40 @@ fn new(node: NodeIndex, wanted: DeviceIndex, runs_on: DeviceIndex) -> FallBack {
     FallBack { node, wanted, runs_on, along: Vec::new(), bytes: 0, state_bytes: 0, why: String::new() }
 }
 
+/// Of the nodes `with`, in their order, which of the `fallen` each is next to: over the fewest values.
+fn nearest(facts: &Facts, with: &[NodeIndex], fallen: &[NodeIndex]) -> Vec<(NodeIndex, usize)> {
+    let values = |node: NodeIndex| {
+        let NodeFacts { reads, writes, .. } = &facts.nodes[node];
+        reads.iter().map(|read| read.storage).chain(writes.iter().copied())
+    };
+    let mut of_value: Vec<Option<usize>> = vec![None; facts.storages.len()];
+    for (index, &node) in fallen.iter().enumerate() {
+        values(node).for_each(|value| of_value[value] = of_value[value].or(Some(index)));
+    }
+    let mut found: Vec<Option<usize>> = vec![None; with.len()];
+    while let Some(unknown) = found.iter().position(Option::is_none) {
+        let next: Vec<(usize, usize)> = (unknown..with.len())
+            .filter(|&at| found[at].is_none())
+            .filter_map(|at| Some((at, values(with[at]).find_map(|value| of_value[value])?)))
+            .collect();
+        // A move hangs together; should it not, the first pays.
+        let next = if next.is_empty() { vec![(unknown, 0)] } else { next };
+        for (at, index) in next {
+            found[at] = Some(index);
+            values(with[at]).for_each(|value| of_value[value] = of_value[value].or(Some(index)));
+        }
+    }
+    with.iter().copied().zip(found.into_iter().flatten()).collect()
+}
+
 fn may_leave(facts: &Facts, wanted: &[DeviceIndex], unable: &[NodeIndex]) -> Result<(), AssignError> {
     for &node in unable {
         let NodeFacts { writes, runs_on, .. } = &facts.nodes[node];
-        if writes.iter().any(|&s| facts.storages[s].kind == StorageKind::State) {
-            return Err(AssignError::Store { node, device: wanted[node] });
-        }
         if runs_on.iter().next().is_none_or(|device| device >= facts.devices) {
             return Err(AssignError::Nobody { node });
+        }
+        if writes.iter().any(|&s| facts.storages[s].kind == StorageKind::State) {
+            return Err(AssignError::Store { node, device: wanted[node] });
         }
     }
     Ok(())

@@ -153,7 +153,7 @@ pub enum Reason {
     ExpandedUp(NodeIndex),
     /// Nothing that has a place is connected to it: its layer is there.
     Home,
-    /// Nowhere do fewer bytes cross with it.
+    /// Nowhere do fewer bytes of activations and inputs cross with it.
     FewerBytes,
     /// This device should have it and cannot run it.
     FellBack(DeviceIndex),
@@ -168,7 +168,7 @@ impl Reason {
 }
 
 /// A node that does not run where it belongs. One that nothing but its neighbours places belongs anywhere where no more
-/// bytes cross.
+/// bytes cross in the largest step; with three devices and more, such a place may be overlooked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FallBack {
     /// Which.
@@ -179,8 +179,9 @@ pub struct FallBack {
     pub runs_on: DeviceIndex,
     /// Neighbours that went along, which saves bytes, and where they would be without it.
     pub along: Vec<(NodeIndex, DeviceIndex)>,
-    /// Bytes that cross for it in the largest step, more than if all had stayed that fell back after it. Together,
-    /// fall-backs cost what their plan moves more than one in which every device runs what it should.
+    /// Bytes that cross for it and `along` in the largest step, more than if all had stayed that fell back after it: less
+    /// than nothing, where those before it paid for it. Together, the fall-backs of two devices cost what their plan moves
+    /// more than one in which every device runs what it should.
     pub bytes: i64,
     /// Of these, bytes of states.
     pub state_bytes: i64,

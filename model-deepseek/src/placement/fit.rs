@@ -193,11 +193,11 @@ fn free_memory(devices: &Devices, given: &[Option<u64>], index: DeviceIndex) -> 
 
 /// The processors, and what may be used of main memory in all: where accelerators are among them, the host's needs
 /// come out of the same memory.
-fn main_memory(devices: &Devices, given: &[Option<u64>]) -> Option<(Vec<DeviceIndex>, u64)> {
+fn main_memory(devices: &Devices, given: &[Option<u64>]) -> Option<(Vec<DeviceIndex>, u64, u64)> {
     let sharing: Vec<DeviceIndex> = sharing(devices, devices.host()).collect();
     let free = devices[devices.host()].info().memory_free;
     let bytes = (free - margin(free)).max(sum_of(given, &sharing));
-    (sharing.len() > 1 && free > 0).then_some((sharing, bytes))
+    (sharing.len() > 1 && free > 0).then_some((sharing, bytes, free.saturating_sub(bytes)))
 }
 
 /// The devices that have one memory with this one, itself among them: it may have been opened more than once, and
@@ -228,8 +228,8 @@ struct Fitter<'a> {
     budgets: Vec<Option<u64>>,
     /// Bytes beside these that are free.
     kept_back: Vec<u64>,
-    /// Devices that share main memory with the host, and what they may use together.
-    main: Option<(Vec<DeviceIndex>, u64)>,
+    /// Devices that share main memory with the host, what they may use together, and what is kept back.
+    main: Option<(Vec<DeviceIndex>, u64, u64)>,
 }
 
 impl Fitter<'_> {
@@ -270,7 +270,7 @@ impl Fitter<'_> {
             let (device, kept_back) = (names[device].clone(), self.kept_back[device]);
             short.push(Short { device, needs, budget, kept_back, advice });
         }
-        if let Some((sharing, budget)) = &self.main {
+        if let Some((sharing, budget, kept_back)) = &self.main {
             let needs = plans.needs();
             let needs = sharing.iter().fold(Needs::default(), |sum, &device| Needs {
                 weights: sum.weights + needs[device].weights,
@@ -278,9 +278,9 @@ impl Fitter<'_> {
                 scratch: sum.scratch + needs[device].scratch,
             });
             if needs.total() > *budget {
-                let budget = *budget;
+                let (budget, kept_back) = (*budget, *kept_back);
                 let advice = advice(said, true, sharing.len() == self.devices.len(), &needs, budget);
-                short.push(Short { device: joined(&names, sharing), needs, budget, kept_back: 0, advice });
+                short.push(Short { device: joined(&names, sharing), needs, budget, kept_back, advice });
             }
         }
         (!short.is_empty()).then_some(Shortage { devices: short })
@@ -381,7 +381,9 @@ impl Fitter<'_> {
         let moved = found.weights.keys().filter(|name| !wanted.weights.contains_key(*name));
         let layers_of = moved.filter_map(|name| Some(layer_and_part(name)?.0));
         let experts = layers_of.collect::<BTreeSet<_>>().len();
-        let caches = found.states.keys().filter(|name| !wanted.states.contains_key(*name)).count();
+        let on_host = |placement: &Placement, name: &String| placement.states.get(name) == Some(&host);
+        let caches =
+            found.states.keys().filter(|name| on_host(&found, name) && !on_host(&wanted, name)).count();
         let parts = [(whole, ""), (experts, "the experts of "), (caches, "the caches of ")];
         let parts = parts.into_iter().filter(|(count, _)| *count > 0);
         let parts = parts.map(|(count, what)| match count {

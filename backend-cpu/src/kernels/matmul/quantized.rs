@@ -63,6 +63,16 @@ impl Rows {
     fn block<B>(&self, row: usize, block: usize) -> *const B {
         self.0[row].cast::<B>().wrapping_add(block)
     }
+
+    /// Asks for `n` blocks of the second row after this one: so far ahead is soon enough.
+    #[inline(always)]
+    fn prefetch_below<S: Isa, B>(&self, s: S, row: usize, block: usize, n: usize) {
+        let stride = self.0[1] as usize - self.0[0] as usize;
+        let first = self.block::<B>(row, block).cast::<u8>().wrapping_add(2 * stride);
+        for line in 0..(n * size_of::<B>()).div_ceil(64) {
+            s.prefetch(first.wrapping_add(64 * line));
+        }
+    }
 }
 
 /// Quads that [`Dot::few`] reads of each row before it puts sums together: what is kept of them stays in the first
@@ -216,19 +226,6 @@ pub(crate) trait Dot: Send + Sync {
 pub(crate) struct OfK<B>(PhantomData<B>);
 /// Formats of 32-value blocks.
 pub(crate) struct OfSmall<B>(PhantomData<B>);
-
-/// Bytes ahead of a quad of small blocks that are asked for with it. Each of their bytes is so much work that what the
-/// processor looks ahead by itself is few bytes. Blocks of 256 values gain nothing.
-const AHEAD: usize = 2048;
-
-/// Asks for what lies [`AHEAD`] of `n` blocks.
-#[inline(always)]
-fn ask_ahead<S: Isa, B>(s: S, first: *const B, n: usize) {
-    let first = first.cast::<u8>().wrapping_add(AHEAD);
-    for line in 0..(n * size_of::<B>()).div_ceil(64) {
-        s.prefetch(first.wrapping_add(64 * line));
-    }
-}
 
 /// What 256 values add to a sum, from `Σ q × a × scales` and from minima (or scales) `× a`. The same operations in
 /// `few` and `many`.
@@ -453,7 +450,9 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
         left: usize,
         scales: &mut [Scales],
     ) -> S::I {
-        ask_ahead(s, rows.block::<B>(row, first), 8);
+        // Each of their bytes is so much work that what the processor looks ahead by itself is few bytes. Blocks of 256
+        // values gain nothing.
+        rows.prefetch_below::<S, B>(s, row, first, 8);
         let mut four = [s.splat_i32(0); 4];
         // Without a loop: the sums stay in registers.
         macro_rules! pair {

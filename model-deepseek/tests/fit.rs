@@ -233,6 +233,20 @@ fn what_cannot_fit_says_so() {
     for useless in ["--cpu-moe", "--no-kv-offload", "--ctx", "--batch"] {
         assert!(!text.contains(useless), "{useless}: {text}");
     }
+    // Nor does what was said beside what keeps everything there.
+    let said = PlacementOptions { overrides: vec![Override::new(".", "gpu")], ..said };
+    let error = said.place(&model, &devices, &options()).unwrap_err().to_string();
+    assert!(error.ends_with("less is needed there with another --override-tensor"), "{error}");
+    // Fewer tokens do, beside weights that fit.
+    let caches = PlacementOptions {
+        overrides: Vec::new(),
+        cache_layers: vec![(0..3, "gpu".to_owned())],
+        gpu_layers: Some(GpuLayers::Last(0)),
+        fit: into_bytes(100 << 10),
+        ..said
+    };
+    let error = caches.place(&model, &devices, &options()).unwrap_err().to_string();
+    assert!(error.contains("less is needed there with another --kv-layers-on or a smaller --ctx"), "{error}");
     // The host is asked too, where its bytes are given.
     let said = PlacementOptions {
         fit: Fit { on: true, budgets: vec![("cpu".to_owned(), 1000)] },

@@ -84,24 +84,15 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// What makes the needs of a device smaller. What was left open is on the host already, as far as it can be, and only
-/// what was said can keep something on an accelerator; on the host, it is what was said to be there. Fewer tokens help
-/// only where it is not the weights that are too much.
-fn advice(
-    said: &PlacementOptions,
-    on_host: bool,
-    alone: bool,
-    needs: &Needs,
-    budget: u64,
-) -> Vec<&'static str> {
-    let some_layers = said.gpu_layers.is_some_and(|layers| layers != GpuLayers::Last(0));
+/// What makes the needs of the host smaller: less of what was said to be there, and fewer tokens, unless the weights alone
+/// are too much.
+fn advice_on_host(said: &PlacementOptions, alone: bool, needs: &Needs, budget: u64) -> Vec<&'static str> {
     let table = [
-        (!on_host && some_layers, "a smaller --n-gpu-layers"),
-        (on_host && matches!(said.gpu_layers, Some(GpuLayers::Last(_))), "a larger --n-gpu-layers"),
-        (on_host && said.cpu_moe, "no --cpu-moe"),
-        (on_host && said.cpu_moe_layers > 0, "a smaller --n-cpu-moe"),
-        (on_host && said.cpu_ffn_layers > 0, "a smaller --n-cpu-ffn"),
-        (on_host && said.host_caches, "no --no-kv-offload"),
+        (matches!(said.gpu_layers, Some(GpuLayers::Last(_))), "a larger --n-gpu-layers"),
+        (said.cpu_moe, "no --cpu-moe"),
+        (said.cpu_moe_layers > 0, "a smaller --n-cpu-moe"),
+        (said.cpu_ffn_layers > 0, "a smaller --n-cpu-ffn"),
+        (said.host_caches, "no --no-kv-offload"),
         (!said.overrides.is_empty(), "another --override-tensor"),
         (!said.cache_layers.is_empty(), "another --kv-layers-on"),
     ];
@@ -266,7 +257,10 @@ impl Fitter<'_> {
         let (names, host) = (self.devices.names(), self.wishes.host);
         let mut short: Vec<Short> = Vec::new();
         for (device, needs, budget) in self.short(plans) {
-            let advice = advice(said, device == host, host == 0, &needs, budget);
+            let advice = match device == host {
+                true => advice_on_host(said, host == 0, &needs, budget),
+                false => self.advice_on(device, said, &needs, budget),
+            };
             let (device, kept_back) = (names[device].clone(), self.kept_back[device]);
             short.push(Short { device, needs, budget, kept_back, advice });
         }
@@ -279,11 +273,59 @@ impl Fitter<'_> {
             });
             if needs.total() > *budget {
                 let (budget, kept_back) = (*budget, *kept_back);
-                let advice = advice(said, true, sharing.len() == self.devices.len(), &needs, budget);
+                let alone = sharing.len() == self.devices.len();
+                let advice = advice_on_host(said, alone, &needs, budget);
                 short.push(Short { device: joined(&names, sharing), needs, budget, kept_back, advice });
             }
         }
         (!short.is_empty()).then_some(Shortage { devices: short })
+    }
+
+    /// What makes the needs of an accelerator smaller: what does when it is planned anew. What was left open is on the
+    /// host already, as far as it can be, and only what was said can keep something there.
+    fn advice_on(
+        &self,
+        device: DeviceIndex,
+        said: &PlacementOptions,
+        needs: &Needs,
+        budget: u64,
+    ) -> Vec<&'static str> {
+        let less = |said: &PlacementOptions, options: &Options| {
+            self.least(said, options).is_ok_and(|all| all[device].total() < needs.total())
+        };
+        let with = |change: fn(&mut PlacementOptions)| {
+            let mut said = said.clone();
+            change(&mut said);
+            less(&said, self.options)
+        };
+        let tokens = |change: fn(&mut Options)| {
+            let mut options = self.options.clone();
+            change(&mut options);
+            needs.weights < budget && less(said, &options)
+        };
+        let all: [(&'static str, bool); 5] = [
+            (
+                "a smaller --n-gpu-layers",
+                said.gpu_layers.is_some() && with(|said| said.gpu_layers = Some(GpuLayers::Last(0))),
+            ),
+            ("another --override-tensor", !said.overrides.is_empty() && with(|said| said.overrides.clear())),
+            (
+                "another --kv-layers-on",
+                !said.cache_layers.is_empty() && with(|said| said.cache_layers.clear()),
+            ),
+            ("a smaller --ctx", tokens(|options| options.context = Some(options.batch))),
+            ("a smaller --batch", tokens(|options| options.batch = 1)),
+        ];
+        all.into_iter().filter(|(_, helps)| *helps).map(|(what, _)| what).collect()
+    }
+
+    /// The least that each device needs by other options.
+    fn least(&self, said: &PlacementOptions, options: &Options) -> Result<Vec<Needs>, Error> {
+        let wishes = &Wishes::new(said, self.model, self.devices, options)?;
+        let Fitter { model, devices, .. } = *self;
+        let (budgets, kept_back, main) = (self.budgets.clone(), self.kept_back.clone(), None);
+        let fitter = Fitter { wishes, model, devices, options, budgets, kept_back, main };
+        Ok(fitter.plan(&fitter.share(wishes.gpu_layers.unwrap_or(0), 0, 0))?.needs())
     }
 
     fn fits(&self, share: &Share) -> Result<bool, Error> {

@@ -69,10 +69,10 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 
-/// The most tokens and merges that a file may have: three times those of the largest vocabularies in use. Each takes many
-/// times its bytes of the file once it can be looked up.
-const MOST_TOKENS: usize = 1 << 19;
-const MOST_MERGES: usize = 1 << 20;
+/// The most tokens and merges that a file may have: half as many again as the largest vocabularies in use. Each takes many
+/// times its bytes of the file once it can be looked up, together about 170 MB.
+const MOST_TOKENS: usize = 1 << 18;
+const MOST_MERGES: usize = 1 << 19;
 
 impl Vocabulary {
     /// A vocabulary of `tokens` and `merges`, without special ids and with types judged by text.
@@ -105,7 +105,7 @@ impl Vocabulary {
     ///
     /// # Errors
     /// A key that is missing or of another type, a tokenizer or pre-tokenizer that is not known here (the known ones
-    /// are listed), more than 2¹⁹ tokens or 2²⁰ merges, a token that is not UTF-8, a type that does not exist, a merge
+    /// are listed), more than 2¹⁸ tokens or 2¹⁹ merges, a token that is not UTF-8, a type that does not exist, a merge
     /// that is not two tokens.
     pub fn from_gguf(metadata: &Metadata) -> Result<Vocabulary, TokenizerError> {
         let model = metadata.required(MODEL, "string", metadata.get_str(MODEL)?)?;

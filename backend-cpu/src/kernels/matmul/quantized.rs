@@ -450,9 +450,11 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
         left: usize,
         scales: &mut [Scales],
     ) -> S::I {
-        // Each of their bytes is so much work that what the processor looks ahead by itself is few bytes. Blocks of 256
-        // values gain nothing.
-        rows.prefetch_below::<S, B>(s, row, first, 8);
+        // Each byte of 4 or 5 bits a value is so much work that what the processor looks ahead by itself is few bytes. Q8_0
+        // and blocks of 256 values gain nothing.
+        if size_of::<B>() < 32 {
+            rows.prefetch_below::<S, B>(s, row, first, 8);
+        }
         let mut four = [s.splat_i32(0); 4];
         // Without a loop: the sums stay in registers.
         macro_rules! pair {

@@ -4,7 +4,11 @@
 //! Only what the program that was submitted last has brought is kept: with several sessions by turns on one device, reads
 //! have submissions of their own again.
 
-use crate::{context::Context, memory::Memory, staging::everything_before};
+use crate::{
+    context::Context,
+    memory::Memory,
+    staging::{everything_before, record},
+};
 use ash::vk;
 use backend_api::{Buffer, BufferRef, DeviceError};
 use gpu_allocator::MemoryLocation;
@@ -128,6 +132,7 @@ pub(crate) struct Down {
     /// The program's buffers that live within a step.
     buffers: Vec<vk::Buffer>,
     commands: vk::CommandBuffer,
+    /// One after the other in memory.
     wanted: Vec<Wanted>,
     /// Whether the commands are those of what is wanted now.
     recorded: bool,
@@ -138,8 +143,6 @@ pub(crate) struct Down {
 struct Wanted {
     buffer: vk::Buffer,
     bytes: Range<u64>,
-    /// Where it is in our memory.
-    at: usize,
     /// Brought by the last run, and not written over since.
     fresh: bool,
     /// Runs since it was read.
@@ -149,6 +152,10 @@ struct Wanted {
 impl Wanted {
     fn len(&self) -> usize {
         (self.bytes.end - self.bytes.start) as usize
+    }
+
+    fn holds(&self, buffer: vk::Buffer, bytes: &Range<u64>) -> bool {
+        self.buffer == buffer && self.bytes.start <= bytes.start && bytes.end <= self.bytes.end
     }
 }
 
@@ -160,16 +167,12 @@ impl Down {
 
     /// A run of the program is done and these bytes were read: from now on they are brought along, where there is room.
     pub(crate) fn want(&mut self, buffer: vk::Buffer, bytes: Range<u64>) {
-        let len = (bytes.end - bytes.start) as usize;
-        let has = |wanted: &Wanted| {
-            wanted.buffer == buffer && wanted.bytes.start <= bytes.start && bytes.end <= wanted.bytes.end
-        };
-        if len > SMALL || !self.buffers.contains(&buffer) || self.wanted.iter().any(has) {
-            return;
-        }
-        let at: usize = self.wanted.iter().map(Wanted::len).sum();
-        if at + len <= ROOM {
-            self.wanted.push(Wanted { buffer, bytes, at, fresh: false, idle: 0 });
+        let wanted = Wanted { buffer, bytes, fresh: false, idle: 0 };
+        let known = self.wanted.iter().any(|other| other.holds(buffer, &wanted.bytes));
+        let all: usize = self.wanted.iter().map(Wanted::len).sum();
+        let room = wanted.len() <= SMALL && all + wanted.len() <= ROOM;
+        if !known && room && self.buffers.contains(&buffer) {
+            self.wanted.push(wanted);
             self.recorded = false;
         }
     }
@@ -182,11 +185,6 @@ impl Down {
     ) -> Result<Option<vk::CommandBuffer>, DeviceError> {
         if self.wanted.iter().any(|wanted| wanted.idle > PATIENCE) {
             self.wanted.retain(|wanted| wanted.idle <= PATIENCE);
-            let mut end = 0;
-            for wanted in &mut self.wanted {
-                wanted.at = end;
-                end += wanted.len();
-            }
             self.recorded = false;
         }
         if self.wanted.is_empty() {
@@ -194,14 +192,16 @@ impl Down {
         }
         if !self.recorded {
             let copies = |device: &ash::Device, commands| {
+                let mut at = 0;
                 for wanted in &self.wanted {
                     let region = [vk::BufferCopy {
                         src_offset: wanted.bytes.start,
-                        dst_offset: wanted.at as u64,
+                        dst_offset: at,
                         size: wanted.len() as u64,
                     }];
                     // SAFETY: being recorded; the ranges lie in their buffers, which the program keeps alive.
                     unsafe { device.cmd_copy_buffer(commands, wanted.buffer, memory.buffer(), &region) }
+                    at += wanted.len() as u64;
                 }
             };
             record(context, self.commands, copies)?;
@@ -245,15 +245,15 @@ impl Down {
         offset: usize,
         into: &mut [u8],
     ) -> Result<bool, DeviceError> {
-        let (start, end) = (offset as u64, (offset + into.len()) as u64);
-        let holds = |wanted: &&mut Wanted| {
-            wanted.fresh && wanted.buffer == buffer && wanted.bytes.start <= start && end <= wanted.bytes.end
-        };
-        let Some(wanted) = self.wanted.iter_mut().find(holds) else { return Ok(false) };
+        let bytes = offset as u64..(offset + into.len()) as u64;
+        let holds = |wanted: &Wanted| wanted.fresh && wanted.holds(buffer, &bytes);
+        let Some(index) = self.wanted.iter().position(holds) else { return Ok(false) };
         let Some(pointer) = memory.mapped() else { return Ok(false) };
         context.wait(self.number)?;
+        let before: usize = self.wanted[..index].iter().map(Wanted::len).sum();
+        let wanted = &mut self.wanted[index];
         wanted.idle = 0;
-        let at = wanted.at + (start - wanted.bytes.start) as usize;
+        let at = before + (bytes.start - wanted.bytes.start) as usize;
         // SAFETY: the range lies in what was brought, and the submission that did is done.
         unsafe { pointer.add(at).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) }
         Ok(true)
@@ -262,30 +262,4 @@ impl Down {
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
-}
-
-/// Records copies between barriers that order them with everything else on the queue. What was last submitted with
-/// `commands` is done.
-pub(crate) fn record(
-    context: &Context,
-    commands: vk::CommandBuffer,
-    copies: impl FnOnce(&ash::Device, vk::CommandBuffer),
-) -> Result<(), DeviceError> {
-    let device = &context.device;
-    let begin = vk::CommandBufferBeginInfo::default();
-    let record = || {
-        // SAFETY: the caller's: the commands are not running, and may be recorded anew.
-        unsafe {
-            device.begin_command_buffer(commands, &begin)?;
-            everything_before(device, commands);
-            copies(device, commands);
-            everything_before(device, commands);
-            device.end_command_buffer(commands)
-        }
-    };
-    record().map_err(|result| {
-        // SAFETY: as above. What was half recorded is dropped.
-        let _ = unsafe { device.reset_command_buffer(commands, vk::CommandBufferResetFlags::empty()) };
-        context.error("recording a copy", result)
-    })
 }

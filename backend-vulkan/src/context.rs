@@ -149,7 +149,7 @@ impl Context {
     }
 
     pub(crate) fn allocator(&self) -> MutexGuard<'_, Allocator> {
-        self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.allocator)
     }
 
     /// What the validation layer has complained about so far.
@@ -201,10 +201,34 @@ impl Context {
         Ok(())
     }
 
+    /// A pool of command buffers that may be recorded again and again.
+    pub(crate) fn command_pool(&self) -> Result<vk::CommandPool, DeviceError> {
+        let create = vk::CommandPoolCreateInfo::default()
+            .queue_family_index(self.queue_family)
+            .flags(vk::CommandPoolCreateFlags::RESET_COMMAND_BUFFER);
+        // SAFETY: `create` lives through the call.
+        let pool = unsafe { self.device.create_command_pool(&create, None) };
+        pool.map_err(|result| self.error("vkCreateCommandPool", result))
+    }
+
+    /// One command buffer of a pool.
+    ///
+    /// # Safety
+    /// The pool is of this device, and nobody else uses it now.
+    pub(crate) unsafe fn command_buffer(
+        &self,
+        pool: vk::CommandPool,
+    ) -> Result<vk::CommandBuffer, DeviceError> {
+        let create = vk::CommandBufferAllocateInfo::default().command_pool(pool).command_buffer_count(1);
+        // SAFETY: the caller's.
+        let commands = unsafe { self.device.allocate_command_buffers(&create) };
+        Ok(commands.map_err(|result| self.error("vkAllocateCommandBuffers", result))?[0])
+    }
+
     /// Hands submissions of some command buffers each to the queue; the number to [wait](Context::wait) for.
     pub(crate) fn submit(&self, submissions: &[Vec<vk::CommandBuffer>]) -> Result<u64, DeviceError> {
         self.check()?;
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = lock(&self.queue);
         for buffers in submissions {
             let semaphores = [queue.timeline];
             let values = [queue.submitted + 1];
@@ -232,12 +256,12 @@ impl Context {
 
     /// Submissions so far.
     pub(crate) fn submissions(&self) -> u64 {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).submitted
+        lock(&self.queue).submitted
     }
 
     /// Waits until everything up to submission `number` is done.
     pub(crate) fn wait(&self, number: u64) -> Result<(), DeviceError> {
-        let timeline = self.queue.lock().unwrap_or_else(PoisonError::into_inner).timeline;
+        let timeline = lock(&self.queue).timeline;
         let (semaphores, values) = ([timeline], [number]);
         let wait = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
         // SAFETY: the semaphore is alive as long as `self`.
@@ -290,6 +314,11 @@ impl Drop for Context {
             self.device.destroy_device(None);
         }
     }
+}
+
+/// A mutex's content, however a thread that held it ended.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A queue family that computes, or what the device lacks.

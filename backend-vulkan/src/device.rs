@@ -3,7 +3,7 @@
 use crate::{
     Listing, VulkanError, VulkanOptions,
     capabilities::Capabilities,
-    context::{self, Context},
+    context::{self, Context, lock},
     instance::Instance,
     lower,
     memory::{Bytes, Imported, Memory, VulkanBuffer},
@@ -17,7 +17,7 @@ use backend_api::{
 use gpu_allocator::MemoryLocation;
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
 };
 
 /// A Vulkan device: `vulkan0` is the loader's first.
@@ -102,7 +102,7 @@ impl VulkanDevice {
     }
 
     fn staging(&self) -> MutexGuard<'_, Staging> {
-        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.staging)
     }
 }
 

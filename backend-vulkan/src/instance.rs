@@ -1,13 +1,13 @@
 //! The loader and the instance: opened together, closed together.
 
-use crate::VulkanError;
+use crate::{VulkanError, context::lock};
 use ash::{Entry, Instance as Functions, ext, khr, vk};
 use backend_api::{DeviceInfo, DeviceKind};
 use std::{
     borrow::Cow,
     ffi::{CStr, c_char, c_void},
     ptr,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
 };
 
 /// The oldest version whose core has all that Fathom needs (subgroups, 8/16-bit storage, timeline semaphores).
@@ -44,7 +44,7 @@ unsafe extern "system" fn collect(
     // SAFETY: the layer passes valid data, and the `user` that the messenger was made with, which outlives it.
     let (message, messages) = unsafe { ((*data).message_as_c_str(), &*user.cast::<Messages>()) };
     let text = message.map_or(Cow::Borrowed("a message without text"), CStr::to_string_lossy);
-    messages.0.lock().unwrap_or_else(PoisonError::into_inner).push(text.into_owned());
+    lock(&messages.0).push(text.into_owned());
     vk::FALSE
 }
 
@@ -105,7 +105,7 @@ impl Instance {
     /// What the validation layer has complained about so far; empty without it.
     pub(crate) fn complaints(&self) -> Vec<String> {
         let messages = self.validation.as_ref().map(|validation| &validation.messages.0);
-        messages.map_or_else(Vec::new, |all| all.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        messages.map_or_else(Vec::new, |all| lock(all).clone())
     }
 
     pub(crate) fn validates(&self) -> bool {

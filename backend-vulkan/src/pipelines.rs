@@ -1,13 +1,13 @@
 //! Shaders as pipelines: made when first wanted, kept, and remembered on disk by the driver.
 
-use crate::{VulkanError, VulkanOptions, capabilities::Capabilities, instance::Instance};
+use crate::{VulkanError, VulkanOptions, capabilities::Capabilities, context::lock, instance::Instance};
 use ash::vk;
 use std::{
     collections::HashMap,
     env, fs,
     path::PathBuf,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -155,7 +155,7 @@ impl Pipelines {
         shader: &Shader,
         name: impl Fn(vk::Pipeline),
     ) -> Result<vk::Pipeline, vk::Result> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = lock(&self.made);
         if let Some(pipeline) = made.get(shader) {
             return Ok(*pipeline);
         }
@@ -201,7 +201,7 @@ impl Pipelines {
 
     /// Writes the cache, if pipelines have come since it was written last: now, as nobody knows how the process ends.
     pub(crate) fn keep(&self, device: &ash::Device) {
-        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let made = lock(&self.made).len();
         if self.kept.swap(made, Ordering::Relaxed) == made {
             return;
         }
@@ -218,7 +218,7 @@ impl Pipelines {
     /// # Safety
     /// `device` is that of [`Pipelines::new`]; no pipeline is in use or will be.
     pub(crate) unsafe fn destroy(&self, device: &ash::Device) {
-        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = lock(&self.made);
         // SAFETY: as the caller says.
         unsafe {
             for pipeline in made.values() {

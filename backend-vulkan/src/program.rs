@@ -2,7 +2,7 @@
 
 use crate::{
     carry::Down,
-    context::Context,
+    context::{Context, lock},
     lower::{self, Count, Cut, Lowering, RopeTable, Scratch},
     memory::{Bytes, Memory, VulkanBuffer},
     pipelines::Shader,
@@ -19,7 +19,7 @@ use backend_api::{
 use gpu_allocator::MemoryLocation;
 use std::{
     mem::offset_of,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -184,21 +184,13 @@ impl VulkanProgram {
         if sizes.as_ref().is_some_and(|sizes| sizes.mapped().is_none()) {
             return Err(fault("the sizes of dispatches lie where the CPU does not see them".to_owned()));
         }
-        let create = vk::CommandPoolCreateInfo::default()
-            .queue_family_index(context.queue_family)
-            .flags(vk::CommandPoolCreateFlags::RESET_COMMAND_BUFFER);
-        // SAFETY: `create` lives through the call.
-        let pool = unsafe { context.device.create_command_pool(&create, None) }
-            .map_err(|result| context.error("vkCreateCommandPool", result))?;
-        let create = vk::CommandBufferAllocateInfo::default().command_pool(pool).command_buffer_count(1);
-        // SAFETY: the pool is ours; who makes programs has its commands to itself.
-        let down = unsafe { context.device.allocate_command_buffers(&create) }
-            .map(|commands| Down::new(within_steps(&program.buffers), commands[0]))
-            .map_err(|result| {
-                // SAFETY: nothing uses it.
-                unsafe { context.device.destroy_command_pool(pool, None) };
-                context.error("vkAllocateCommandBuffers", result)
-            })?;
+        let pool = context.command_pool()?;
+        // SAFETY: the pool is new.
+        let commands = unsafe { context.command_buffer(pool) }.inspect_err(|_| {
+            // SAFETY: nothing uses it.
+            unsafe { context.device.destroy_command_pool(pool, None) };
+        })?;
+        let down = Down::new(within_steps(&program.buffers), commands);
         let records =
             program.ops.iter().zip(descs).map(|(op, desc)| OpRecord { name: op.name.clone(), desc });
         let mut compiled = VulkanProgram {
@@ -518,7 +510,7 @@ impl VulkanProgram {
             Some((recording, _)) if timed == Timed::Yes => recording,
             _ => &self.plain,
         };
-        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut staging = lock(&self.staging);
         self.last = staging.submit(&recording.commands, &self.down)?;
         drop(staging);
         observer.submitted(recording.commands.len(), self.dispatches.len());
@@ -540,7 +532,7 @@ fn within_steps(buffers: &[BufferRef]) -> Vec<vk::Buffer> {
 impl Drop for VulkanProgram {
     fn drop(&mut self) {
         // Others may soon be called as its buffers were.
-        self.down.lock().unwrap_or_else(PoisonError::into_inner).retire();
+        lock(&self.down).retire();
         if !self.context.lets_go() {
             return;
         }

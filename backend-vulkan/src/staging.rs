@@ -3,14 +3,14 @@
 //! programs](crate::carry).
 
 use crate::{
-    carry::{Down, ROOM, SMALL, Up, record},
-    context::Context,
+    carry::{Down, ROOM, SMALL, Up},
+    context::{Context, lock},
     memory::Memory,
 };
 use ash::vk;
 use backend_api::{BufferRef, DeviceError};
 use gpu_allocator::MemoryLocation;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Bytes of a piece.
 const PIECE: usize = 8 << 20;
@@ -37,22 +37,15 @@ struct Slot {
 
 impl Staging {
     pub(crate) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
-        let create = vk::CommandPoolCreateInfo::default()
-            .queue_family_index(context.queue_family)
-            .flags(vk::CommandPoolCreateFlags::RESET_COMMAND_BUFFER);
-        // SAFETY: `create` lives through the call.
-        let pool = unsafe { context.device.create_command_pool(&create, None) }
-            .map_err(|result| context.error("vkCreateCommandPool", result))?;
+        let pool = context.command_pool()?;
         let context = Arc::clone(context);
         let (slots, next, back, up, down, brought) = (Vec::new(), 0, None, None, None, None);
         Ok(Staging { context, pool, slots, next, back, up, down, brought })
     }
 
     fn commands(&self) -> Result<vk::CommandBuffer, DeviceError> {
-        let create = vk::CommandBufferAllocateInfo::default().command_pool(self.pool).command_buffer_count(1);
         // SAFETY: the pool is ours.
-        let commands = unsafe { self.context.device.allocate_command_buffers(&create) };
-        Ok(commands.map_err(|result| self.context.error("vkAllocateCommandBuffers", result))?[0])
+        unsafe { self.context.command_buffer(self.pool) }
     }
 
     fn slot(&self, location: MemoryLocation) -> Result<Slot, DeviceError> {
@@ -74,13 +67,13 @@ impl Staging {
         own.spoil_all();
         let back =
             self.brought.as_ref().map(|memory| own.record(&self.context, memory)).transpose()?.flatten();
-        let last = commands.len() - 1;
-        let submissions: Vec<Vec<vk::CommandBuffer>> = (commands.iter().enumerate())
-            .map(|(index, commands)| {
-                let (up, back) = (up.filter(|_| index == 0), back.filter(|_| index == last));
-                up.into_iter().chain([*commands]).chain(back).collect()
-            })
-            .collect();
+        let mut submissions: Vec<Vec<vk::CommandBuffer>> = commands.iter().map(|own| vec![*own]).collect();
+        if let Some(first) = submissions.first_mut() {
+            first.splice(0..0, up);
+        }
+        if let Some(last) = submissions.last_mut() {
+            last.extend(back);
+        }
         let number = self.context.submit(&submissions)?;
         if let Some(waiting) = &mut self.up {
             waiting.sent(number);
@@ -254,9 +247,30 @@ impl Drop for Staging {
     }
 }
 
-/// What small reads a program brings along, however a thread that held it ended.
-fn lock(down: &Arc<Mutex<Down>>) -> MutexGuard<'_, Down> {
-    down.lock().unwrap_or_else(PoisonError::into_inner)
+/// Records copies between barriers that order them with everything else on the queue. What was last submitted with
+/// `commands` is done.
+pub(crate) fn record(
+    context: &Context,
+    commands: vk::CommandBuffer,
+    copies: impl FnOnce(&ash::Device, vk::CommandBuffer),
+) -> Result<(), DeviceError> {
+    let device = &context.device;
+    let begin = vk::CommandBufferBeginInfo::default();
+    let record = || {
+        // SAFETY: the caller's: the commands are not running, and may be recorded anew.
+        unsafe {
+            device.begin_command_buffer(commands, &begin)?;
+            everything_before(device, commands);
+            copies(device, commands);
+            everything_before(device, commands);
+            device.end_command_buffer(commands)
+        }
+    };
+    record().map_err(|result| {
+        // SAFETY: as above. What was half recorded is dropped.
+        let _ = unsafe { device.reset_command_buffer(commands, vk::CommandBufferResetFlags::empty()) };
+        context.error("recording a copy", result)
+    })
 }
 
 /// A barrier between everything before and everything after.

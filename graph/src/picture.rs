@@ -169,19 +169,13 @@ fn words(plan: &Plan, node: NodeIndex) -> (&'static str, &'static str) {
             ("region", "belongs to the cache that lives here for want of room")
         }
         Reason::RegionOf(_) => ("region", "belongs to the cache that lives here"),
-        Reason::Pinned(storage) => {
-            let storage = &plan.graph().storages()[storage];
-            match storage.kind {
-                StorageKind::State => ("region", "writes the cache that lives here"),
-                _ if plan.is_for_room(&storage.name) => {
-                    ("weight", "reads a weight that is here for want of room")
-                }
-                _ => ("user", "reads a weight that was placed here"),
-            }
+        Reason::Pinned(storage) if plan.graph().storages()[storage].kind == StorageKind::State => {
+            ("region", "writes the cache that lives here")
         }
-        Reason::FollowsWeight(weight) if for_room(weight) => {
+        Reason::Pinned(weight) | Reason::FollowsWeight(weight) if for_room(weight) => {
             ("weight", "reads a weight that is here for want of room")
         }
+        Reason::Pinned(_) => ("user", "reads a weight that was placed here"),
         Reason::FollowsWeight(_) => ("weight", "reads a weight that is loaded here"),
         Reason::ExpandedDown(_) | Reason::ExpandedUp(_) => ("near", "beside its neighbours"),
         Reason::Home => ("near", "its layer is here"),

@@ -81,6 +81,17 @@ fn is_open(reason: Reason) -> bool {
     matches!(reason, Reason::ExpandedDown(_) | Reason::ExpandedUp(_) | Reason::FewerBytes | Reason::Home)
 }
 
+/// These owners, with the open nodes on every side that two devices allow.
+fn all_sides(owners: &[usize], open: &[usize]) -> impl Iterator<Item = Vec<usize>> {
+    (0..1u32 << open.len()).map(move |sides| {
+        let mut owners = owners.to_vec();
+        for (bit, &node) in open.iter().enumerate() {
+            owners[node] = (sides >> bit & 1) as usize;
+        }
+        owners
+    })
+}
+
 /// The fewest runs of one owner of all orders, by trying all sets of nodes that can be done.
 fn fewest_splits(facts: &Facts, owners: &[usize]) -> usize {
     let count = facts.nodes.len();
@@ -130,11 +141,7 @@ proptest! {
         let assignment = assign(&facts, &rules).expect("assignable");
         let open = open(&assignment);
         let found = crossing(&facts, &assignment.owners);
-        let mut owners = assignment.owners.clone();
-        for sides in 0..1u32 << open.len() {
-            for (bit, &node) in open.iter().enumerate() {
-                owners[node] = (sides >> bit & 1) as usize;
-            }
+        for owners in all_sides(&assignment.owners, &open) {
             let other = crossing(&facts, &owners);
             prop_assert!(found <= other, "{found} bytes cross, {other} with {owners:?}");
         }
@@ -163,12 +170,8 @@ proptest! {
         let told: i64 = assignment.fall_backs.iter().map(|fall_back| fall_back.bytes).sum();
         prop_assert_eq!(told, all(placed) - all(&wanted));
 
-        let mut owners = placed.clone();
         let (mut fewest, mut fewest_able) = (u64::MAX, u64::MAX);
-        for sides in 0..1u32 << open.len() {
-            for (bit, &node) in open.iter().enumerate() {
-                owners[node] = (sides >> bit & 1) as usize;
-            }
+        for owners in all_sides(placed, &open) {
             let bytes = crossing(&facts, &owners);
             fewest = fewest.min(bytes);
             if open.iter().all(|&node| facts.nodes[node].runs_on.contains(owners[node])) {

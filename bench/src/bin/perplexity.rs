@@ -103,7 +103,9 @@ fn perplexity(options: &Options, file: &Path) -> Result<(), Failure> {
         session.truncate(0)?;
         let mut unusable = None;
         let mut score = |position: usize, logits: &[f32]| {
-            unusable = unusable.take().or_else(|| not_numbers(position, logits));
+            if unusable.is_none() {
+                unusable = not_numbers(position, logits);
+            }
             losses.push(negative_log_likelihood(logits, chunk[position + 1] as usize));
         };
         session.feed_with(&fed, Wanted::Rows(&scored), &mut score, &mut Discard)?;
@@ -186,7 +188,9 @@ fn compare(options: &Options, file: &Path) -> Result<(), Failure> {
     let mut losses = Vec::with_capacity(tokens.len());
     let mut unusable = None;
     let mut each = |position: usize, row: &[f32]| {
-        unusable = unusable.take().or_else(|| not_numbers(position, row));
+        if unusable.is_none() {
+            unusable = not_numbers(position, row);
+        }
         if let Some(&next) = tokens.get(position + 1) {
             losses.push(negative_log_likelihood(row, next as usize));
         }

@@ -5,7 +5,7 @@
 //! and where no more bytes cross than before, nothing has fallen back.
 
 use super::{
-    AssignError, Assignment, Draft, Facts, FallBack, NodeFacts, Reason, Rules, Traffic,
+    AssignError, Assignment, Draft, Facts, FallBack, Reason, Rules, Traffic,
     moves::{moves, traffic},
     settle::{Reach, place},
 };
@@ -66,25 +66,21 @@ fn new(node: NodeIndex, wanted: DeviceIndex, runs_on: DeviceIndex) -> FallBack {
 
 /// Of the nodes `with`, in their order, which of the `fallen` each is next to: over the fewest values.
 fn nearest(facts: &Facts, with: &[NodeIndex], fallen: &[NodeIndex]) -> Vec<(NodeIndex, usize)> {
-    let values = |node: NodeIndex| {
-        let NodeFacts { reads, writes, .. } = &facts.nodes[node];
-        reads.iter().map(|read| read.storage).chain(writes.iter().copied())
-    };
     let mut of_value: Vec<Option<usize>> = vec![None; facts.storages.len()];
     for (index, &node) in fallen.iter().enumerate() {
-        values(node).for_each(|value| of_value[value] = of_value[value].or(Some(index)));
+        facts.touched(node).for_each(|value| of_value[value] = of_value[value].or(Some(index)));
     }
     let mut found: Vec<Option<usize>> = vec![None; with.len()];
     while let Some(unknown) = found.iter().position(Option::is_none) {
         let next: Vec<(usize, usize)> = (unknown..with.len())
             .filter(|&at| found[at].is_none())
-            .filter_map(|at| Some((at, values(with[at]).find_map(|value| of_value[value])?)))
+            .filter_map(|at| Some((at, facts.touched(with[at]).find_map(|value| of_value[value])?)))
             .collect();
         // A move hangs together; should it not, the first pays.
         let next = if next.is_empty() { vec![(unknown, 0)] } else { next };
         for (at, index) in next {
             found[at] = Some(index);
-            values(with[at]).for_each(|value| of_value[value] = of_value[value].or(Some(index)));
+            facts.touched(with[at]).for_each(|value| of_value[value] = of_value[value].or(Some(index)));
         }
     }
     with.iter().copied().zip(found.into_iter().flatten()).collect()
@@ -92,11 +88,10 @@ fn nearest(facts: &Facts, with: &[NodeIndex], fallen: &[NodeIndex]) -> Vec<(Node
 
 fn may_leave(facts: &Facts, wanted: &[DeviceIndex], unable: &[NodeIndex]) -> Result<(), AssignError> {
     for &node in unable {
-        let NodeFacts { writes, runs_on, .. } = &facts.nodes[node];
-        if runs_on.iter().next().is_none_or(|device| device >= facts.devices) {
+        if facts.able(node).next().is_none() {
             return Err(AssignError::Nobody { node });
         }
-        if writes.iter().any(|&s| facts.storages[s].kind == StorageKind::State) {
+        if facts.nodes[node].writes.iter().any(|&s| facts.storages[s].kind == StorageKind::State) {
             return Err(AssignError::Store { node, device: wanted[node] });
         }
     }
@@ -108,28 +103,27 @@ fn may_leave(facts: &Facts, wanted: &[DeviceIndex], unable: &[NodeIndex]) -> Res
 fn elsewhere(facts: &Facts, draft: &Draft, wanted: &[DeviceIndex], unable: &[NodeIndex]) -> Vec<DeviceIndex> {
     let had_a_say: Vec<NodeIndex> =
         unable.iter().copied().filter(|&node| !draft.reasons[node].is_of_neighbours()).collect();
-    let everything: Vec<NodeIndex> = (0..wanted.len()).collect();
     let around = |others: &[DeviceIndex]| {
         let mut others = others.to_vec();
         let mut owners = wanted.to_vec();
         for &node in &had_a_say {
-            let candidates = facts.nodes[node].runs_on.iter().take_while(|&device| device < facts.devices);
             let cost = |device: &DeviceIndex| {
                 others[node] = *device;
                 traffic(facts, draft, &others, &[node]).total()
             };
-            let best = candidates.min_by_key(cost).unwrap_or(wanted[node]);
+            let best = facts.able(node).min_by_key(cost).unwrap_or(wanted[node]);
             (others[node], owners[node]) = (best, best);
         }
-        let placed = place(facts, draft, &owners, Reach::Able);
-        (traffic(facts, draft, &placed, &everything).total(), placed)
+        place(facts, draft, &owners, Reach::Able)
     };
     let first = around(wanted);
     if had_a_say.is_empty() {
-        return first.1;
+        return first;
     }
-    let second = around(&first.1);
-    if second.0 < first.0 { second.1 } else { first.1 }
+    let second = around(&first);
+    let everything: Vec<NodeIndex> = (0..wanted.len()).collect();
+    let [costs, less] = [&first, &second].map(|owners| traffic(facts, draft, owners, &everything).total());
+    if less < costs { second } else { first }
 }
 
 /// What each costs, one after the other from where all are that every device should have.

@@ -308,6 +308,25 @@ impl Facts {
         self.devices - 1
     }
 
+    /// The devices that can run a node, in order of priority.
+    fn able(&self, node: NodeIndex) -> impl Iterator<Item = DeviceIndex> {
+        self.nodes[node].runs_on.iter().take_while(|&device| device < self.devices)
+    }
+
+    /// What a node reads and writes.
+    fn touched(&self, node: NodeIndex) -> impl Iterator<Item = StorageIndex> {
+        let NodeFacts { reads, writes, .. } = &self.nodes[node];
+        reads.iter().map(|read| read.storage).chain(writes.iter().copied())
+    }
+
+    /// What nodes read and write, each once.
+    fn touched_by(&self, nodes: &[NodeIndex]) -> Vec<StorageIndex> {
+        let mut touched: Vec<StorageIndex> = nodes.iter().flat_map(|&node| self.touched(node)).collect();
+        touched.sort_unstable();
+        touched.dedup();
+        touched
+    }
+
     /// Where a node would be if nothing else spoke.
     fn home(&self, node: NodeIndex) -> DeviceIndex {
         self.nodes[node].home.unwrap_or(self.host())

@@ -57,16 +57,9 @@ pub(super) fn moves(
 
 /// Bytes that cross of everything that these nodes read and make.
 pub(super) fn traffic(facts: &Facts, draft: &Draft, owners: &[DeviceIndex], nodes: &[NodeIndex]) -> Traffic {
-    let mut touched: Vec<StorageIndex> = Vec::new();
-    for &node in nodes {
-        touched.extend(facts.nodes[node].reads.iter().map(|read| read.storage));
-        touched.extend(&facts.nodes[node].writes);
-    }
-    touched.sort_unstable();
-    touched.dedup();
     let owner = |node: NodeIndex| owners[node];
     let mut sum = Traffic::default();
-    for storage in touched {
+    for storage in facts.touched_by(nodes) {
         if let Some(from) = origin(facts, storage, draft.makers[storage], &draft.homes, owner) {
             let (bytes, _) = crossing(facts, storage, from, &draft.readers[storage], owner);
             sum += Traffic::of(facts.storages[storage].kind, bytes);

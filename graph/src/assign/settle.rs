@@ -101,13 +101,7 @@ impl<'a> Border<'a> {
         owners: &[DeviceIndex],
         reach: Reach,
     ) -> Self {
-        let mut storages: Vec<StorageIndex> = Vec::new();
-        for &node in &nodes {
-            storages.extend(facts.nodes[node].reads.iter().map(|read| read.storage));
-            storages.extend(&facts.nodes[node].writes);
-        }
-        storages.sort_unstable();
-        storages.dedup();
+        let mut storages = facts.touched_by(&nodes);
         storages.retain(|&storage| counts(facts, storage));
         let mut devices = DeviceSet::default();
         for &storage in &storages {
@@ -123,8 +117,7 @@ impl<'a> Border<'a> {
         // What cannot run where it is may go to all that can run it.
         let able = |&&node: &&NodeIndex| border.is_able(node, owners[node]);
         for &node in border.nodes.iter().filter(|node| !able(node)) {
-            let runs_on = facts.nodes[node].runs_on.iter().take_while(|&device| device < facts.devices);
-            devices = runs_on.fold(devices.with(owners[node]), DeviceSet::with);
+            devices = facts.able(node).fold(devices.with(owners[node]), DeviceSet::with);
         }
         border.devices = devices;
         border

@@ -453,7 +453,7 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
         // Each byte of 4 or 5 bits a value is so much work that what the processor looks ahead by itself is few bytes. Q8_0
         // and blocks of 256 values gain nothing.
         if size_of::<B>() < 32 {
-            rows.prefetch_below::<S, B>(s, row, first, 8);
+            rows.prefetch_below::<S, B>(s, row, first, Self::QUAD);
         }
         let mut four = [s.splat_i32(0); 4];
         // Without a loop: the sums stay in registers.

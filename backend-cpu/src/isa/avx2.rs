@@ -399,10 +399,15 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn dot_i8(self, acc: I, w: I, a: I) -> I {
-        // |w| × (a with w's sign): |w| <= 128 and |a| <= 127, so that no pair of products leaves 16 bits.
-        let magnitude = w.map(|w| unsafe { _mm256_abs_epi8(w) });
-        let signed = both(a, w, |a, w| unsafe { _mm256_sign_epi8(a, w) });
+        // |w| <= 128 and |a| <= 127, so that no pair of products leaves 16 bits.
+        let (magnitude, signed) = self.magnitudes(w, a);
         self.dot_u7(acc, magnitude, signed)
+    }
+
+    #[inline(always)]
+    fn magnitudes(self, w: I, a: I) -> (I, I) {
+        let magnitude = w.map(|w| unsafe { _mm256_abs_epi8(w) });
+        (magnitude, both(a, w, |a, w| unsafe { _mm256_sign_epi8(a, w) }))
     }
 
     #[inline(always)]
@@ -450,17 +455,6 @@ impl Isa for Avx2 {
             let dot = both(products, [pick(0), pick(1)], |p, s| _mm256_madd_epi16(p, s));
             self.add_i32(acc, dot)
         }
-    }
-
-    #[inline(always)]
-    fn spread<const SUB: usize>(self, scales: __m256i, chunk: usize) -> I {
-        let mut lanes = [0i16; 16];
-        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), scales) };
-        let at = |quarter: usize| i32::from(lanes[first_scale(SUB, chunk) + quarter * 16 / SUB]);
-        let half = |low: i32, high: i32| unsafe {
-            _mm256_inserti128_si256::<1>(_mm256_set1_epi32(low), _mm_set1_epi32(high))
-        };
-        [half(at(0), at(1)), half(at(2), at(3))]
     }
 
     #[inline(always)]

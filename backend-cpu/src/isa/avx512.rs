@@ -297,6 +297,14 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn magnitudes(self, w: __m512i, a: __m512i) -> (__m512i, __m512i) {
+        unsafe {
+            let negative = _mm512_movepi8_mask(w);
+            (_mm512_abs_epi8(w), _mm512_mask_sub_epi8(a, negative, _mm512_setzero_si512(), a))
+        }
+    }
+
+    #[inline(always)]
     fn dot_i16(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
         unsafe { _mm512_dpwssd_epi32(acc, a, b) }
     }
@@ -334,19 +342,6 @@ impl Isa for Avx512 {
             );
             let scales = _mm512_permutexvar_epi16(index, _mm512_castsi256_si512(scales));
             _mm512_dpwssd_epi32(acc, _mm512_maddubs_epi16(q, a), scales)
-        }
-    }
-
-    #[inline(always)]
-    fn spread<const SUB: usize>(self, scales: __m256i, chunk: usize) -> __m512i {
-        unsafe {
-            let lanes = _mm512_cvtepi16_epi32(scales);
-            let each = if SUB == 16 { SPREAD_16_I32.as_ptr() } else { SPREAD_32_I32.as_ptr() };
-            let index = _mm512_add_epi32(
-                _mm512_loadu_si512(each.cast()),
-                _mm512_set1_epi32(first_scale(SUB, chunk) as i32),
-            );
-            _mm512_permutexvar_epi32(index, lanes)
         }
     }
 
@@ -426,8 +421,6 @@ impl Isa for Avx512 {
 
 static SPREAD_16: [i16; 32] = spread(8);
 static SPREAD_32: [i16; 32] = spread(16);
-static SPREAD_16_I32: [i32; 16] = spread_i32(4);
-static SPREAD_32_I32: [i32; 16] = spread_i32(8);
 
 const fn spread(lanes: usize) -> [i16; 32] {
     let mut table = [0; 32];
@@ -439,12 +432,3 @@ const fn spread(lanes: usize) -> [i16; 32] {
     table
 }
 
-const fn spread_i32(lanes: usize) -> [i32; 16] {
-    let mut table = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        table[i] = (i / lanes) as i32;
-        i += 1;
-    }
-    table
-}

@@ -137,6 +137,9 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn dot_u7(self, acc: Self::I, q: Self::B, a: Self::B) -> Self::I;
     /// Lane `i` gains `Σ (w + I8_OFFSET) × a` of bytes `4i .. 4i + 4`; `w` any i8, `a` -127 to 127.
     fn dot_i8(self, acc: Self::I, w: Self::B, a: Self::B) -> Self::I;
+    /// `|w|`, and `a` with its sign turned where `w` is negative: their products are those of `w` and `a`, both -127 to
+    /// 127.
+    fn magnitudes(self, w: Self::B, a: Self::B) -> (Self::B, Self::B);
     /// Lane `i` gains the dot product of its two i16: `a[2i] × b[2i] + a[2i + 1] × b[2i + 1]`.
     fn dot_i16(self, acc: Self::I, a: Self::B, b: Self::B) -> Self::I;
     /// 16 × i8, the first in the lowest byte, widened.
@@ -153,8 +156,6 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         scales: Self::W,
         chunk: usize,
     ) -> Self::I;
-    /// The scales of `dot_scaled` as one i32 for each lane of a dot product.
-    fn spread<const SUB: usize>(self, scales: Self::W, chunk: usize) -> Self::I;
     /// Lanes 0..8: `x`'s lane `i` + lane `i + 8`. Lanes 8..16: `a[2i] × b[2i] + a[2i + 1] × b[2i + 1]`.
     fn fold_beside(self, x: Self::I, a: Self::W, b: Self::W) -> Self::I;
     /// First half of summing 16 vectors at once: for four of them, the sum of each group of four lanes. Lane

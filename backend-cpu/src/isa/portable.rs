@@ -289,6 +289,12 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    fn magnitudes(self, w: B, a: B) -> (B, B) {
+        let signed = |i: usize| if (w[i] as i8) < 0 { a[i].wrapping_neg() } else { a[i] };
+        (w.map(|w| (w as i8).unsigned_abs()), std::array::from_fn(signed))
+    }
+
+    #[inline(always)]
     fn dot_i16(self, acc: I, a: B, b: B) -> I {
         let at = |x: &B, j: usize| i32::from(i16::from_le_bytes([x[2 * j], x[2 * j + 1]]));
         std::array::from_fn(|i| acc[i] + (2 * i..2 * i + 2).map(|j| at(&a, j) * at(&b, j)).sum::<i32>())
@@ -313,12 +319,8 @@ impl Isa for Portable {
     #[inline(always)]
     fn dot_scaled<const SUB: usize>(self, acc: I, q: B, a: B, scales: W, chunk: usize) -> I {
         let dot = self.dot_u7([0; 16], q, a);
-        self.add_i32(acc, self.mul_i32(dot, self.spread::<SUB>(scales, chunk)))
-    }
-
-    #[inline(always)]
-    fn spread<const SUB: usize>(self, scales: W, chunk: usize) -> I {
-        std::array::from_fn(|i| i32::from(scales[first_scale(SUB, chunk) + 4 * i / SUB]))
+        let scale = |i: usize| i32::from(scales[first_scale(SUB, chunk) + 4 * i / SUB]);
+        std::array::from_fn(|i| acc[i] + dot[i] * scale(i))
     }
 
     #[inline(always)]

@@ -108,13 +108,15 @@ impl Task for Everything {
             let ones = s.dot_u7(s.splat_i32(0), s.splat_u8(1), a);
             let offset = s.mul_i32(ones, s.splat_i32(S::I8_OFFSET));
             i(&mut out, s.sub_i32(s.dot_i8(p, u, a), offset));
+            // Where a weight is zero, either sign may stand beside it.
+            let (magnitude, signed) = s.magnitudes(s.lookup(&table, u), a);
+            b(&mut out, magnitude);
+            i(&mut out, s.dot_u7(p, magnitude, signed));
             i(&mut out, s.dot_i16(p, u, v));
             let (w0, w1) = (s.load_w(words.as_ptr()), s.widen(u128::from_le_bytes(table.map(|x| x as u8))));
             for chunk in 0..4 {
                 i(&mut out, s.dot_scaled::<16>(p, q7, a, w1, chunk));
                 i(&mut out, s.dot_scaled::<32>(p, q7, a, w1, chunk));
-                i(&mut out, s.spread::<16>(w0, chunk));
-                i(&mut out, s.spread::<32>(w0, chunk));
             }
             i(&mut out, s.fold_beside(p, w0, s.load_w(words.as_ptr().add(16))));
             let quads = s.sum_quads([p, q, s.add_i32(p, q), s.sub_i32(p, q)]);

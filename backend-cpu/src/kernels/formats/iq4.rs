@@ -30,14 +30,14 @@ impl KBlock for BlockIQ4_XS {
 
     #[inline(always)]
     fn scales(&self) -> u128 {
-        let (low, high) = (u32::from_le_bytes(self.scales_low), u16::from_le_bytes(self.scales_high));
-        let mut scales = 0u64;
-        for group in 0..8 {
-            let scale = u64::from(low >> (4 * group) & 15) | u64::from(high >> (2 * group) & 3) << 4;
-            scales |= scale << (8 * group);
-        }
+        // Eight nibbles and eight pairs of bits, each to a byte: halves are moved apart until all are alone.
+        let apart = |x: u64, by: u32, mask: u64| (x | x << by) & mask;
+        let low = apart(u32::from_le_bytes(self.scales_low).into(), 16, 0x0000_FFFF_0000_FFFF);
+        let low = apart(apart(low, 8, 0x00FF_00FF_00FF_00FF), 4, 0x0F0F_0F0F_0F0F_0F0F);
+        let high = apart(u16::from_le_bytes(self.scales_high).into(), 24, 0x0000_00FF_0000_00FF);
+        let high = apart(apart(high, 12, 0x000F_000F_000F_000F), 6, 0x0303_0303_0303_0303);
         // Twice four, and twice four.
-        let scales = less_32(scales.into());
+        let scales = less_32((low | high << 4).into());
         let (first, second) = (scales & 0xFFFF_FFFF, scales >> 32 & 0xFFFF_FFFF);
         first | first << 32 | second << 64 | second << 96
     }

@@ -45,6 +45,10 @@ unsafe impl Send for Weights {}
 // SAFETY: as above.
 unsafe impl Sync for Weights {}
 
+/// How far ahead of its use memory is asked for, in bytes. What a processor foresees by itself are few bytes where each
+/// of them is much work. 1.7 to 3 KiB are alike; at 4 and more, what lies beyond the end of a task begins to count.
+const AHEAD: usize = 2304;
+
 /// 16 neighbouring rows of a matrix. Where there are fewer, the last stands in for the others.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows([*const u8; LANES]);
@@ -64,13 +68,27 @@ impl Rows {
         self.0[row].cast::<B>().wrapping_add(block)
     }
 
-    /// Asks for `n` blocks of the second row after this one: so far ahead is soon enough.
+    /// Asks for what lies [`AHEAD`] of `n` blocks.
     #[inline(always)]
-    fn prefetch_below<S: Isa, B>(&self, s: S, row: usize, block: usize, n: usize) {
-        let stride = self.0[1] as usize - self.0[0] as usize;
-        let first = self.block::<B>(row, block).cast::<u8>().wrapping_add(2 * stride);
+    fn prefetch<S: Isa, B>(&self, s: S, row: usize, block: usize, n: usize) {
+        let first = self.block::<B>(row, block).cast::<u8>().wrapping_add(AHEAD);
         for line in 0..(n * size_of::<B>()).div_ceil(64) {
             s.prefetch(first.wrapping_add(64 * line));
+        }
+    }
+}
+
+impl Rows {
+    /// Asks for `n` blocks of each row from `block` on; from `end` on, for the first of the next 16 rows.
+    #[inline(always)]
+    fn prefetch_panel<S: Isa, B>(&self, s: S, block: usize, end: usize, n: usize) {
+        let below = LANES * (self.0[1] as usize - self.0[0] as usize);
+        let ahead = if block < end { block * size_of::<B>() } else { below };
+        for row in self.0 {
+            let first = row.wrapping_add(ahead);
+            for line in 0..(n * size_of::<B>()).div_ceil(64) {
+                s.prefetch(first.wrapping_add(64 * line));
+            }
         }
     }
 }
@@ -227,14 +245,23 @@ pub(crate) struct OfK<B>(PhantomData<B>);
 /// Formats of 32-value blocks.
 pub(crate) struct OfSmall<B>(PhantomData<B>);
 
-/// What 256 values add to a sum, from `Σ q × a × scales` and from minima (or scales) `× a`. The same operations in
-/// `few` and `many`.
+/// What 256 values add to a sum, from `Σ (q + zero) × a × scales` and from minima (or scales) `× a`. The same integers
+/// and operations in `few` and `many`.
 #[inline(always)]
-fn k_part<S: Isa, B: KBlock>(s: S, dot: S::I, minima: S::I, d: S::F, dmin: S::F, a: f32, sum: S::F) -> S::F {
+fn k_part<S: Isa, B: KBlock>(
+    s: S,
+    dot: S::I,
+    minima: S::I,
+    zero: i32,
+    d: S::F,
+    dmin: S::F,
+    a: f32,
+    sum: S::F,
+) -> S::F {
     let part = if B::MINIMA {
         s.sub(s.mul(d, s.to_f32(dot)), s.mul(dmin, s.to_f32(minima)))
     } else {
-        let zero = s.mul_i32(minima, s.splat_i32(B::zero::<S>()));
+        let zero = s.mul_i32(minima, s.splat_i32(zero));
         s.mul(d, s.to_f32(s.sub_i32(dot, zero)))
     };
     s.mul_add(part, s.splat(a), sum)
@@ -278,17 +305,10 @@ unsafe fn k_block<S: Isa, B: KBlock>(s: S, block: &B, a: *const i8, beside: &KSc
         let mut sum = s.splat_i32(0);
         for c in 0..4 {
             let (q, a) = (block.quants(s, c), s.load_bytes(a.add(64 * c).cast()));
-            sum = if B::SIGNED {
-                let spread = match B::GROUP {
-                    16 => s.spread::<16>(scales, c),
-                    _ => s.spread::<32>(scales, c),
-                };
-                s.add_i32(sum, s.mul_i32(s.dot_i8(s.splat_i32(0), q, a), spread))
-            } else {
-                match B::GROUP {
-                    16 => s.dot_scaled::<16>(sum, q, a, scales, c),
-                    _ => s.dot_scaled::<32>(sum, q, a, scales, c),
-                }
+            let (q, a) = if B::SIGNED { s.magnitudes(q, a) } else { (q, a) };
+            sum = match B::GROUP {
+                16 => s.dot_scaled::<16>(sum, q, a, scales, c),
+                _ => s.dot_scaled::<32>(sum, q, a, scales, c),
             };
         }
         let minima = if B::GROUP == 16 { s.widen(block.minima()) } else { own };
@@ -313,6 +333,7 @@ impl<B: KBlock> Dot for OfK<B> {
         left: usize,
         scales: &mut [Scales],
     ) -> S::I {
+        rows.prefetch::<S, B>(s, row, first, Self::QUAD);
         let mut four = [s.splat_i32(0); 4];
         // Without a loop: the sums stay in registers.
         macro_rules! block {
@@ -355,13 +376,13 @@ impl<B: KBlock> Dot for OfK<B> {
             let (d, dmin) = sums.scales(s, 4 * quad + i);
             // SAFETY: the caller's.
             let a = unsafe { a.k_scales(first + i) }.d;
-            sum = k_part::<S, B>(s, dots[i], minima[i], d, dmin, a, sum);
+            sum = k_part::<S, B>(s, dots[i], minima[i], B::ZERO, d, dmin, a, sum);
         }
         sum
     }
 
     #[inline(always)]
-    unsafe fn unpack<S: Isa>(s: S, rows: &Rows, index: usize, _layout: Layout, panel: &mut Panel) -> usize {
+    unsafe fn unpack<S: Isa>(s: S, rows: &Rows, index: usize, layout: Layout, panel: &mut Panel) -> usize {
         let mut blocks: [*const B; LANES] = [std::ptr::null(); LANES];
         let (mut d, mut dmin) = ([0; LANES], [0; LANES]);
         for (row, block) in blocks.iter_mut().enumerate() {
@@ -386,6 +407,7 @@ impl<B: KBlock> Dot for OfK<B> {
                 s.store_transposed(&quants, panel.quants.as_mut_ptr().add(1024 * chunk));
             }
         }
+        rows.prefetch_panel::<S, B>(s, index + 1, layout.blocks(), 1);
         256
     }
 
@@ -427,7 +449,7 @@ impl<B: KBlock> Dot for OfK<B> {
                         minima = s.dot_i16(minima, weights, values);
                     }
                 }
-                k_part::<S, B>(s, total[t], minima, d, dmin, beside[t].d, sums[t])
+                k_part::<S, B>(s, total[t], minima, B::zero::<S>(), d, dmin, beside[t].d, sums[t])
             })
         }
     }
@@ -450,11 +472,7 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
         left: usize,
         scales: &mut [Scales],
     ) -> S::I {
-        // Each byte of 4 or 5 bits a value is so much work that what the processor looks ahead by itself is few bytes. Q8_0
-        // and blocks of 256 values gain nothing.
-        if size_of::<B>() < 32 {
-            rows.prefetch_below::<S, B>(s, row, first, Self::QUAD);
-        }
+        rows.prefetch::<S, B>(s, row, first, Self::QUAD);
         let mut four = [s.splat_i32(0); 4];
         // Without a loop: the sums stay in registers.
         macro_rules! pair {
@@ -535,6 +553,7 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
                 s.store_transposed(&quants, panel.quants.as_mut_ptr().add(512 * first));
             }
         }
+        rows.prefetch_panel::<S, B>(s, 8 * (index + 1), layout.blocks(), 8);
         32 * blocks
     }
 

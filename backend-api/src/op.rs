@@ -14,6 +14,9 @@ pub enum Precision {
     /// makes every output of its row NaN. Beside a float weight activations stay f32.
     #[default]
     Default,
+    /// As the default, but what the rounding leaves is rounded to 8 bits once more and added: about 16 bits. Devices
+    /// may be finer.
+    Fine,
     /// Weights are decoded on the fly; nothing is rounded below f32.
     F32,
 }

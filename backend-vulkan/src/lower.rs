@@ -539,8 +539,8 @@ impl<'a> Lowering<'a> {
                 (width, count_of(out.extent(0), job.used, width))
             }
         };
-        // Beside a float weight activations stay f32.
-        let exact = precision == Precision::F32 || !w.desc.dtype.is_quantized();
+        // Beside a float weight activations stay f32; 16 bits are not worth arithmetic of their own.
+        let exact = precision != Precision::Default || !w.desc.dtype.is_quantized();
         let mut shape = self.tuning.product(width, tiles.at(&full) as usize, rows, k, exact);
         shape.constants.push(u32::from(x.together(shape.together)));
         let shader = Shader {

@@ -102,6 +102,20 @@ impl GraphBuilder {
         self.layer = layer;
     }
 
+    /// Nodes of `build` have [`Precision::Fine`] where the others have the default.
+    ///
+    /// # Errors
+    /// Those of `build`.
+    pub fn finely<T, E>(&mut self, build: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
+        let given = self.precision;
+        if given == Precision::Default {
+            self.precision = Precision::Fine;
+        }
+        let built = build(self);
+        self.precision = given;
+        built
+    }
+
     /// Bytes given anew in every step, in the host's memory.
     pub fn input(&mut self, name: &str, desc: TensorDesc) -> Value {
         self.leaf(StorageKind::Input, name, desc)

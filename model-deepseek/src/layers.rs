@@ -29,6 +29,9 @@ pub(crate) enum LayerError {
 
 /// One decoder layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
 ///
+/// Attention and dense layers are computed finely: what is lost there reaches the choice of experts in all layers above,
+/// and another choice is another answer. What experts lose hardly does, and they are most of a deep model's work.
+///
 /// `x` is `[rows, d]`, `cache` the state of this layer.
 pub(crate) fn decoder_layer(
     g: &mut GraphBuilder,
@@ -45,7 +48,7 @@ pub(crate) fn decoder_layer(
     let norm = weights.vector(g, &name("attn_norm.weight"), d)?;
     let y = g.rms_norm(&name("attn_norm"), x, norm, eps)?;
     let w = attention::Weights::named(g, weights, config, layer)?;
-    let y = attention::build(g, &w, &config.attention, eps, rope, layer, y, cache)?;
+    let y = g.finely(|g| attention::build(g, &w, &config.attention, eps, rope, layer, y, cache))?;
     let x = g.add(&name("attn_residual"), x, y)?;
 
     let norm = weights.vector(g, &name("ffn_norm.weight"), d)?;
@@ -53,7 +56,7 @@ pub(crate) fn decoder_layer(
     let y = match &config.feed_forward[layer] {
         FeedForward::Dense { width } => {
             let w = dense::Weights::named(g, weights, layer, "", d, *width)?;
-            dense::build(g, &w, layer, "", y)?
+            g.finely(|g| dense::build(g, &w, layer, "", y))?
         }
         FeedForward::Experts(moe) => {
             let w = moe::Weights::named(g, weights, moe, d, layer)?;

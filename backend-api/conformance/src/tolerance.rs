@@ -178,16 +178,21 @@ fn product(desc: &OpDesc, inputs: &[&Tensor], precision: Precision, step: &Step)
     let float_error = (x.inner() as f64 + 8.0) * EPS;
     let mut each = evaluated(&addends(w, dtype), &x.map(|v| float_error * v.abs()));
     let mut variance = x.map(|v| F32_NMSE * v * v);
-    if precision == Precision::Default && dtype.is_quantized() {
-        let steps = rounding_steps(x, dtype.block_len());
-        let zipped = |f: fn(f64, f64) -> f64| {
+    if precision != Precision::F32 && dtype.is_quantized() {
+        // What 8 bits leave is at most half a step, and rounded in 127 steps to the largest.
+        let (finer, f16) = match precision {
+            Precision::Fine => (254.0, 0.0),
+            _ => (1.0, F16_EPS),
+        };
+        let steps = rounding_steps(x, dtype.block_len()).map(|step| step / finer);
+        let zipped = |f: &dyn Fn(f64, f64) -> f64| {
             let pairs = x.values.iter().zip(&steps.values);
             Tensor::new(&x.shape, pairs.map(|(x, step)| f(*x, *step)).collect())
         };
-        let worst = zipped(|x, step| 0.5 * step + F16_EPS * x.abs());
+        let worst = zipped(&|x, step| 0.5 * step + f16 * x.abs());
         let rounding = evaluated(&w.map(f64::abs), &worst);
         each.iter_mut().zip(rounding).for_each(|(each, rounding)| *each += rounding);
-        variance = zipped(|x, step| step * step / 12.0 + (F16_EPS * x).powi(2) / 3.0 + F32_NMSE * x * x);
+        variance = zipped(&|x, step| step * step / 12.0 + (f16 * x).powi(2) / 3.0 + F32_NMSE * x * x);
     }
     Tolerance::Within { each, likely: evaluated(&w.map(|w| w * w), &variance) }
 }

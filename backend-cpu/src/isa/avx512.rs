@@ -431,4 +431,3 @@ const fn spread(lanes: usize) -> [i16; 32] {
     }
     table
 }
-

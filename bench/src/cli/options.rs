@@ -30,9 +30,11 @@ impl From<CacheChoice> for CacheType {
 /// Treatment of activations beside quantised weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Activations {
-    /// Rounded to 8 bits, with a scale for at most 32 values
+    /// Rounded to 8 bits beside the weights of experts and of the head, to 16 bits beside all others
     #[default]
     Q8,
+    /// Rounded to 16 bits beside all weights
+    Q16,
     /// Weights are decoded on the fly and nothing is rounded below f32: exact, and slow
     F32,
 }
@@ -41,6 +43,7 @@ impl From<Activations> for Precision {
     fn from(activations: Activations) -> Self {
         match activations {
             Activations::Q8 => Precision::Default,
+            Activations::Q16 => Precision::Fine,
             Activations::F32 => Precision::F32,
         }
     }
@@ -64,7 +67,7 @@ impl RunOptions {
     /// For a context of so many tokens; `None`: what suits the model.
     pub fn resolve(&self, context: Option<usize>) -> Options {
         let suitable = match self.activations {
-            Activations::Q8 => CacheChoice::F16,
+            Activations::Q8 | Activations::Q16 => CacheChoice::F16,
             Activations::F32 => CacheChoice::F32,
         };
         Options {

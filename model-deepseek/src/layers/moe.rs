@@ -67,7 +67,7 @@ pub(super) fn build(
     x: Value,
 ) -> Result<Value, BuildError> {
     let name = |part: &str| format!("blk.{layer}.ffn_{part}");
-    let scores = g.matmul(&name("gate_inp"), w.router, x)?;
+    let scores = g.finely(|g| g.matmul(&name("gate_inp"), w.router, x))?;
     let (experts, weights) = g.route(&name("route"), scores, w.bias, c.route)?;
 
     let gate = g.expert_matmul(&name("gate_exps"), w.gate, x, experts)?;

@@ -7,7 +7,7 @@
 //! | 8 | `fathom`, 0, version 1 |
 //! | 8 | fingerprint of the model |
 //! | 4 | format of the caches, by its place in [`CacheType`] |
-//! | 4 | precision: 0 default, 1 f32 |
+//! | 4 | precision: 0 default, 1 f32, 2 fine |
 //! | 8, 8 | number of tokens `n`; number of logits (0 or the vocabulary) |
 //! | 4 × n | the tokens |
 //! | 4 × … | the last token's logits, f32 |
@@ -77,7 +77,8 @@ impl Engine {
         expect("model", format!("{fingerprint:016x}"), format!("{:016x}", u64_at(bytes, 8)))?;
         let cache = [CacheType::F16, CacheType::F32, CacheType::Q8_0].map(|c| (cache_id(c), c.to_string()));
         expect("cache type", self.cache_type().to_string(), named(&cache, u32_at(bytes, 16)))?;
-        let precision = [Precision::Default, Precision::F32].map(|p| (precision_id(p), format!("{p:?}")));
+        let precision = [Precision::Default, Precision::Fine, Precision::F32]
+            .map(|p| (precision_id(p), format!("{p:?}")));
         expect("precision", format!("{:?}", self.precision()), named(&precision, u32_at(bytes, 20)))?;
 
         let config = self.model().config();
@@ -124,6 +125,7 @@ fn precision_id(precision: Precision) -> u32 {
     match precision {
         Precision::Default => 0,
         Precision::F32 => 1,
+        Precision::Fine => 2,
     }
 }
 

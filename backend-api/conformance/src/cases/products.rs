@@ -21,7 +21,9 @@ fn depths(dtype: DType) -> &'static [usize] {
 
 fn precisions(dtype: DType) -> &'static [Precision] {
     // Beside floats there is nothing to round, but the attribute may say either.
-    if dtype.is_quantized() || dtype == DType::F16 {
+    if dtype.is_quantized() {
+        &[Precision::Default, Precision::Fine, Precision::F32]
+    } else if dtype == DType::F16 {
         &[Precision::Default, Precision::F32]
     } else {
         &[Precision::Default]

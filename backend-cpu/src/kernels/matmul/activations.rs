@@ -6,6 +6,9 @@
 //! small values keeps more of its digits than the block's largest value would leave it. Both are finer than the one
 //! scale for 32 or 256 values that the formats were made for.
 //!
+//! For [`Precision::Fine`](backend_api::Precision::Fine) what that leaves, `x − d × q`, is rounded likewise into a second
+//! part: another row, which meets the same weights.
+//!
 //! `q` is rounded to nearest, ties to even. Weighted sums of `q` are kept beside it: they meet the weights' minima
 //! and zero points.
 //!
@@ -133,6 +136,8 @@ impl Row {
 pub(crate) struct Quantized {
     base: *mut u8,
     layout: Layout,
+    /// 1, or 2 with what the first leaves.
+    parts: usize,
 }
 
 // SAFETY: an address; `Kernel::run` is where it is used.
@@ -141,13 +146,13 @@ unsafe impl Send for Quantized {}
 unsafe impl Sync for Quantized {}
 
 impl Quantized {
-    /// `x` in this layout: quantised once for all products of a program that use it.
-    pub(crate) fn of(x: &Tensor, layout: Layout, builder: &mut Builder) -> Self {
-        let variant = layout.block + layout.group;
+    /// `x` in this layout and so many parts: quantised once for all products of a program that use it.
+    pub(crate) fn of(x: &Tensor, layout: Layout, parts: usize, builder: &mut Builder) -> Self {
+        let variant = (layout.block + layout.group) << 1 | (parts - 1);
         builder.shared(x, variant as u64, |builder| {
             let rows = x.rows(&builder.capacity().full_step());
-            let base = builder.scratch_buffer(product([rows, layout.row_bytes()]));
-            let quantized = Quantized { base, layout };
+            let base = builder.scratch_buffer(product([rows, parts, layout.row_bytes()]));
+            let quantized = Quantized { base, layout, parts };
             builder.push(Quantize { x: *x, to: quantized });
             quantized
         })
@@ -157,9 +162,14 @@ impl Quantized {
         self.layout
     }
 
+    pub(crate) fn parts(&self) -> usize {
+        self.parts
+    }
+
     #[inline(always)]
-    pub(crate) fn row(&self, index: usize) -> Row {
-        Row::new(self.base.wrapping_add(index * self.layout.row_bytes()), self.layout)
+    pub(crate) fn row(&self, index: usize, part: usize) -> Row {
+        let row = (index * self.parts + part) * self.layout.row_bytes();
+        Row::new(self.base.wrapping_add(row), self.layout)
     }
 }
 
@@ -169,39 +179,85 @@ struct Quantize {
 }
 
 impl Kernel for Quantize {
+    fn scratch_bytes(&self) -> usize {
+        if self.to.parts > 1 { 64 + 4 * self.to.layout.k } else { 0 }
+    }
+
     fn tasks(&self, step: &Step) -> usize {
         self.x.rows(step)
     }
 
     #[inline(always)]
-    unsafe fn run<S: Isa>(&self, s: S, _step: &Step, task: usize, _scratch: &mut Scratch) {
-        let layout = self.to.layout;
-        // SAFETY: the row of `x` has `k` values; the row at `to` has room for the layout.
+    unsafe fn run<S: Isa>(&self, s: S, _step: &Step, task: usize, scratch: &mut Scratch) {
+        let Quantized { base, layout, parts } = self.to;
+        // SAFETY: the row of `x` has `k` values, and so has the scratch memory if it is needed; each part at `base` has
+        // room for the layout.
         unsafe {
-            let from = self.x.row::<f32>(task).cast_const();
-            let to = self.to.base.add(task * layout.row_bytes());
-            for index in layout.k..layout.padded() {
-                *to.add(index) = 0;
+            let x = self.x.row::<f32>(task).cast_const();
+            let to = base.add(task * parts * layout.row_bytes());
+            round(s, layout, x, to);
+            if parts > 1 {
+                let rest = scratch.as_mut_ptr();
+                let rest = rest.add(rest.align_offset(64)).cast::<f32>();
+                leave(layout, x, Row::new(to, layout), rest);
+                round(s, layout, rest, to.add(layout.row_bytes()));
             }
-            let beside = to.add(layout.padded());
-            let mut odd = s.splat(0.0);
-            for block in 0..layout.blocks() {
-                let at = block * layout.block;
-                let (x, q) = (from.add(at), to.add(at).cast());
-                if layout.block == 256 {
-                    *beside.cast::<KScales>().add(block) = match layout.group {
-                        16 => k_block::<S, 16>(s, x, q, &mut odd),
-                        _ => k_block::<S, 32>(s, x, q, &mut odd),
-                    };
-                } else {
-                    *beside.cast::<[f32; 3]>().add(block) = small_block(s, x, q, &mut odd);
-                }
+        }
+    }
+}
+
+/// Rounds a row.
+///
+/// # Safety
+/// `k` readable values; room for the layout.
+#[inline(always)]
+unsafe fn round<S: Isa>(s: S, layout: Layout, from: *const f32, to: *mut u8) {
+    // SAFETY: the caller's.
+    unsafe {
+        for index in layout.k..layout.padded() {
+            *to.add(index) = 0;
+        }
+        let beside = to.add(layout.padded());
+        let mut odd = s.splat(0.0);
+        for block in 0..layout.blocks() {
+            let at = block * layout.block;
+            let (x, q) = (from.add(at), to.add(at).cast());
+            if layout.block == 256 {
+                *beside.cast::<KScales>().add(block) = match layout.group {
+                    16 => k_block::<S, 16>(s, x, q, &mut odd),
+                    _ => k_block::<S, 32>(s, x, q, &mut odd),
+                };
+            } else {
+                *beside.cast::<[f32; 3]>().add(block) = small_block(s, x, q, &mut odd);
             }
-            let d = match layout.block {
-                256 => &mut (*beside.cast::<KScales>()).d,
-                _ => &mut (*beside.cast::<[f32; 3]>())[0],
+        }
+        let d = match layout.block {
+            256 => &mut (*beside.cast::<KScales>()).d,
+            _ => &mut (*beside.cast::<[f32; 3]>())[0],
+        };
+        *d += s.sum(odd);
+    }
+}
+
+/// What rounding left: `x − d × q`.
+///
+/// # Safety
+/// `k` readable values; the row is filled from them; room for as many.
+#[inline(always)]
+unsafe fn leave(layout: Layout, x: *const f32, row: Row, to: *mut f32) {
+    // SAFETY: the caller's; groups lie in blocks, and blocks in the row.
+    unsafe {
+        for first in (0..layout.blocks() * layout.block).step_by(layout.group) {
+            let (block, group) = (first / layout.block, first % layout.block / layout.group);
+            let step = if layout.block == 256 {
+                let beside = row.k_scales(block);
+                beside.d * beside.scales[group] as f32
+            } else {
+                row.small(block)[group]
             };
-            *d += s.sum(odd);
+            for i in first..first + layout.group {
+                *to.add(i) = *x.add(i) - step * f32::from(*row.quants(i));
+            }
         }
     }
 }

@@ -89,7 +89,8 @@ fn product(
     }
     macro_rules! quantized {
         ($dot:ty) => {{
-            let activations = Quantized::of(&x, <$dot>::layout(x.width()), builder);
+            let parts = if precision == Precision::Fine { 2 } else { 1 };
+            let activations = Quantized::of(&x, <$dot>::layout(x.width()), parts, builder);
             let capacity = output.rows(&builder.capacity().full_step());
             let format = PhantomData::<$dot>;
             builder.push(Product { weights, activations, pairing, output, chunk, capacity, format })
@@ -100,7 +101,7 @@ fn product(
         (DType::F16, _) => float!(Stored<float::F16>),
         (DType::BF16, _) => float!(Stored<float::BF16>),
         (_, Precision::F32) => float!(Decoded),
-        (_, Precision::Default) => with_block!(
+        (_, Precision::Default | Precision::Fine) => with_block!(
             dtype,
             small B => quantized!(OfSmall<B>),
             k B => quantized!(OfK<B>),

@@ -23,6 +23,8 @@ use std::marker::PhantomData;
 const PANEL_ROWS: usize = 6;
 /// Rows of weights in a panel, and lanes of a vector.
 const LANES: usize = 16;
+/// Parts of activations, at most.
+const PARTS: usize = 2;
 /// Values of a row in a panel.
 const PANEL_K: usize = 256;
 
@@ -104,17 +106,17 @@ type Scales = [[u16; LANES]; 2];
 /// row, as they lie in memory, since that is what processors foresee; but lanes are rows when sums are put together.
 #[repr(C, align(64))]
 pub(crate) struct Sums {
-    /// Of each row: integer sums of a quad.
-    quads: [[[i32; LANES]; LANES]; PIECE],
+    /// Of each part of the activations, of each row: integer sums of a quad.
+    quads: [[[[i32; LANES]; LANES]; PIECE]; PARTS],
     scales: [Scales; 8 * PIECE],
 }
 
 impl Sums {
     /// A quad of rows `row`, `4 + row`, `8 + row`, `12 + row`.
     #[inline(always)]
-    fn four<S: Isa>(&self, s: S, quad: usize, row: usize) -> [S::I; 4] {
+    fn four<S: Isa>(&self, s: S, part: usize, quad: usize, row: usize) -> [S::I; 4] {
         // SAFETY: 16 lanes each.
-        array!(4, |g| unsafe { s.load_i32(self.quads[quad][4 * g + row].as_ptr()) })
+        array!(4, |g| unsafe { s.load_i32(self.quads[part][quad][4 * g + row].as_ptr()) })
     }
 
     #[inline(always)]
@@ -158,28 +160,30 @@ pub(crate) trait Dot: Send + Sync {
     /// Blocks that are summed together in `few`: a quad of vectors.
     const QUAD: usize;
 
-    /// Row `row` of a quad of blocks from `first` on, of which `left` are there: [`Isa::sum_quads`] of four vectors of
-    /// products. Keeps the blocks' scales.
+    /// Row `row` of a quad of blocks from `first` on, of which `left` are there, with each part of the activations:
+    /// [`Isa::sum_quads`] of four vectors of products. Keeps the blocks' scales.
     ///
     /// # Safety
     /// There are these blocks, `a` is filled.
-    unsafe fn quad<S: Isa>(
+    unsafe fn quad<S: Isa, const P: usize>(
         s: S,
         rows: &Rows,
         row: usize,
-        a: Row,
+        a: [Row; P],
         first: usize,
         left: usize,
         scales: &mut [Scales],
-    ) -> S::I;
+    ) -> [S::I; P];
 
-    /// Adds what quad `quad` of a piece has to the sums of 16 rows, block by block.
+    /// Adds what quad `quad` of a piece has to the sums of 16 rows with part `part`, block by block.
     ///
     /// # Safety
     /// As [`Dot::quad`], which has been there for all rows.
+    #[allow(clippy::too_many_arguments, reason = "what it adds, from where, to what")]
     unsafe fn add_quad<S: Isa>(
         s: S,
         sums: &Sums,
+        part: usize,
         quad: usize,
         a: Row,
         first: usize,
@@ -187,17 +191,23 @@ pub(crate) trait Dot: Send + Sync {
         sum: S::F,
     ) -> S::F;
 
-    /// 16 rows of weights with one row of activations.
+    /// 16 rows of weights with the parts of one row of activations.
     ///
     /// # Safety
     /// The rows hold `layout.k` values, and `a` is filled.
     #[inline(always)]
-    unsafe fn few<S: Isa>(s: S, rows: &Rows, a: Row, layout: Layout, sums: &mut Sums) -> S::F {
+    unsafe fn few<S: Isa, const P: usize>(
+        s: S,
+        rows: &Rows,
+        a: [Row; P],
+        layout: Layout,
+        sums: &mut Sums,
+    ) -> S::F {
         let blocks = layout.blocks();
-        let mut sum = s.splat(0.0);
+        let mut totals = [s.splat(0.0); P];
         for piece in (0..blocks).step_by(PIECE * Self::QUAD) {
             let quads = (blocks - piece).div_ceil(Self::QUAD).min(PIECE);
-            let part = |quad: usize| {
+            let blocks_of = |quad: usize| {
                 let first = piece + quad * Self::QUAD;
                 (first, Self::QUAD.min(blocks - first))
             };
@@ -205,19 +215,24 @@ pub(crate) trait Dot: Send + Sync {
             unsafe {
                 for row in 0..LANES {
                     for quad in 0..quads {
-                        let (first, left) = part(quad);
+                        let (first, left) = blocks_of(quad);
                         let scales = &mut sums.scales[quad * Self::QUAD..][..Self::QUAD];
-                        let quad_sums = Self::quad(s, rows, row, a, first, left, scales);
-                        s.store_i32(sums.quads[quad][row].as_mut_ptr(), quad_sums);
+                        let of_parts = Self::quad::<S, P>(s, rows, row, a, first, left, scales);
+                        for part in 0..P {
+                            s.store_i32(sums.quads[part][quad][row].as_mut_ptr(), of_parts[part]);
+                        }
                     }
                 }
                 for quad in 0..quads {
-                    let (first, left) = part(quad);
-                    sum = Self::add_quad(s, sums, quad, a, first, left, sum);
+                    let (first, left) = blocks_of(quad);
+                    for part in 0..P {
+                        totals[part] =
+                            Self::add_quad(s, sums, part, quad, a[part], first, left, totals[part]);
+                    }
                 }
             }
         }
-        sum
+        together(s, totals)
     }
 
     /// Fills the panel with the values `256 × index ..` of 16 rows; returns how many there are.
@@ -238,6 +253,16 @@ pub(crate) trait Dot: Send + Sync {
         n: usize,
         sums: [S::F; T],
     ) -> [S::F; T];
+}
+
+/// The sum of a product's parts.
+#[inline(always)]
+fn together<S: Isa, const P: usize>(s: S, parts: [S::F; P]) -> S::F {
+    let mut sum = parts[0];
+    for part in 1..P {
+        sum = s.add(sum, parts[part]);
+    }
+    sum
 }
 
 /// Formats of 256-value blocks.
@@ -292,27 +317,35 @@ fn dot<S: Isa>(s: S, signed: bool, sum: S::I, q: S::B, a: S::B) -> S::I {
     if signed { s.dot_i8(sum, q, a) } else { s.dot_u7(sum, q, a) }
 }
 
-/// A block with its activations. Lanes 0..8 add up to `Σ q × a × scales`, lanes 8..16 to minima (or scales) `× a`.
+/// A block with each part of its activations. Lanes 0..8 add up to `Σ q × a × scales`, lanes 8..16 to minima (or scales) `× a`.
 ///
 /// # Safety
 /// 256 readable values.
 #[inline(always)]
-unsafe fn k_block<S: Isa, B: KBlock>(s: S, block: &B, a: *const i8, beside: &KScales) -> S::I {
+unsafe fn k_block<S: Isa, B: KBlock, const P: usize>(
+    s: S,
+    block: &B,
+    a: [*const i8; P],
+    beside: [&KScales; P],
+) -> [S::I; P] {
     // SAFETY: the caller's.
     unsafe {
         let own = s.widen(block.scales());
-        let scales = s.mul_w(own, s.load_w(beside.lanes.as_ptr()));
-        let mut sum = s.splat_i32(0);
+        let scales = array!(P, |p| s.mul_w(own, s.load_w(beside[p].lanes.as_ptr())));
+        let mut sums = [s.splat_i32(0); P];
         for c in 0..4 {
-            let (q, a) = (block.quants(s, c), s.load_bytes(a.add(64 * c).cast()));
-            let (q, a) = if B::SIGNED { s.magnitudes(q, a) } else { (q, a) };
-            sum = match B::GROUP {
-                16 => s.dot_scaled::<16>(sum, q, a, scales, c),
-                _ => s.dot_scaled::<32>(sum, q, a, scales, c),
-            };
+            let q = block.quants(s, c);
+            for p in 0..P {
+                let a = s.load_bytes(a[p].add(64 * c).cast());
+                let (q, a) = if B::SIGNED { s.magnitudes(q, a) } else { (q, a) };
+                sums[p] = match B::GROUP {
+                    16 => s.dot_scaled::<16>(sums[p], q, a, scales[p], c),
+                    _ => s.dot_scaled::<32>(sums[p], q, a, scales[p], c),
+                };
+            }
         }
         let minima = if B::GROUP == 16 { s.widen(block.minima()) } else { own };
-        s.fold_beside(sum, minima, s.load_w(beside.lane_sums.as_ptr()))
+        array!(P, |p| s.fold_beside(sums[p], minima, s.load_w(beside[p].lane_sums.as_ptr())))
     }
 }
 
@@ -324,17 +357,17 @@ impl<B: KBlock> Dot for OfK<B> {
     const QUAD: usize = 4;
 
     #[inline(always)]
-    unsafe fn quad<S: Isa>(
+    unsafe fn quad<S: Isa, const P: usize>(
         s: S,
         rows: &Rows,
         row: usize,
-        a: Row,
+        a: [Row; P],
         first: usize,
         left: usize,
         scales: &mut [Scales],
-    ) -> S::I {
+    ) -> [S::I; P] {
         rows.prefetch::<S, B>(s, row, first, Self::QUAD);
-        let mut four = [s.splat_i32(0); 4];
+        let mut four = [[s.splat_i32(0); 4]; P];
         // Without a loop: the sums stay in registers.
         macro_rules! block {
             ($i:literal) => {
@@ -346,8 +379,12 @@ impl<B: KBlock> Dot for OfK<B> {
                         if B::MINIMA {
                             scales[$i][1][row] = u16::from_le_bytes(block.dmin());
                         }
-                        let values = a.quants(256 * first).wrapping_add(256 * $i);
-                        four[$i] = k_block(s, block, values, a.k_scales(first + $i));
+                        let values = array!(P, |p| a[p].quants(256 * first).wrapping_add(256 * $i));
+                        let sums =
+                            k_block::<S, B, P>(s, block, values, array!(P, |p| a[p].k_scales(first + $i)));
+                        for p in 0..P {
+                            four[p][$i] = sums[p];
+                        }
                     }
                 }
             };
@@ -356,20 +393,21 @@ impl<B: KBlock> Dot for OfK<B> {
         block!(1);
         block!(2);
         block!(3);
-        s.sum_quads(four)
+        array!(P, |p| s.sum_quads(four[p]))
     }
 
     #[inline(always)]
     unsafe fn add_quad<S: Isa>(
         s: S,
         sums: &Sums,
+        part: usize,
         quad: usize,
         a: Row,
         first: usize,
         left: usize,
         mut sum: S::F,
     ) -> S::F {
-        let halves = array!(4, |row| s.sum_halves(sums.four(s, quad, row)));
+        let halves = array!(4, |row| s.sum_halves(sums.four(s, part, quad, row)));
         let dots = s.transpose_lanes([halves[0].0, halves[1].0, halves[2].0, halves[3].0]);
         let minima = s.transpose_lanes([halves[0].1, halves[1].1, halves[2].1, halves[3].1]);
         for i in 0..left {
@@ -463,17 +501,17 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
     const QUAD: usize = 8;
 
     #[inline(always)]
-    unsafe fn quad<S: Isa>(
+    unsafe fn quad<S: Isa, const P: usize>(
         s: S,
         rows: &Rows,
         row: usize,
-        a: Row,
+        a: [Row; P],
         first: usize,
         left: usize,
         scales: &mut [Scales],
-    ) -> S::I {
+    ) -> [S::I; P] {
         rows.prefetch::<S, B>(s, row, first, Self::QUAD);
-        let mut four = [s.splat_i32(0); 4];
+        let mut four = [[s.splat_i32(0); 4]; P];
         // Without a loop: the sums stay in registers.
         macro_rules! pair {
             ($i:literal) => {
@@ -490,8 +528,12 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
                                 scales[2 * $i + half][1][row] = u16::from_le_bytes(blocks[half].m());
                             }
                         }
-                        let values = s.load_bytes(a.quants(32 * first).wrapping_add(64 * $i).cast());
-                        four[$i] = dot(s, B::SIGNED, s.splat_i32(0), B::quants(s, blocks), values);
+                        let quants = B::quants(s, blocks);
+                        for p in 0..P {
+                            let values = a[p].quants(32 * first).wrapping_add(64 * $i);
+                            let values = s.load_bytes(values.cast());
+                            four[p][$i] = dot(s, B::SIGNED, s.splat_i32(0), quants, values);
+                        }
                     }
                 }
             };
@@ -500,20 +542,21 @@ impl<B: SmallBlock> Dot for OfSmall<B> {
         pair!(1);
         pair!(2);
         pair!(3);
-        s.sum_quads(four)
+        array!(P, |p| s.sum_quads(four[p]))
     }
 
     #[inline(always)]
     unsafe fn add_quad<S: Isa>(
         s: S,
         sums: &Sums,
+        part: usize,
         quad: usize,
         a: Row,
         first: usize,
         left: usize,
         mut sum: S::F,
     ) -> S::F {
-        let quarters = array!(4, |row| s.transpose_quads(sums.four(s, quad, row)));
+        let quarters = array!(4, |row| s.transpose_quads(sums.four(s, part, quad, row)));
         let quarters = array!(4, |q| {
             s.transpose_lanes([quarters[0][q], quarters[1][q], quarters[2][q], quarters[3][q]])
         });
@@ -608,9 +651,10 @@ pub(crate) struct Product<D> {
 }
 
 impl<D: Dot> Product<D> {
-    /// The panel, then a sum vector and an activation row for each entry.
-    fn panel_bytes(entries: usize) -> usize {
-        64 + size_of::<Panel>() + entries * (4 * LANES + size_of::<Row>())
+    /// The panel, then a sum vector and an activation row for each part of each entry.
+    fn panel_bytes(&self) -> usize {
+        let rows = self.capacity * self.activations.parts();
+        64 + size_of::<Panel>() + rows * (4 * LANES + size_of::<Row>())
     }
 
     /// # Safety
@@ -625,7 +669,7 @@ impl<D: Dot> Product<D> {
 
 impl<D: Dot + 'static> Kernel for Product<D> {
     fn scratch_bytes(&self) -> usize {
-        Self::panel_bytes(self.capacity).max(64 + size_of::<Sums>())
+        self.panel_bytes().max(64 + size_of::<Sums>())
     }
 
     fn tasks(&self, step: &Step) -> usize {
@@ -637,9 +681,9 @@ impl<D: Dot + 'static> Kernel for Product<D> {
         let Weights { base, matrix_stride, row_stride, rows, .. } = self.weights;
         let chunks = rows.div_ceil(self.chunk);
         let entries = self.output.rows(step);
-        let layout = self.activations.layout();
-        // SAFETY: the caller's: buffers live, groups are made, activations are filled; scratch has
-        // `panel_bytes(capacity)`, and no problem has more entries than the capacity.
+        let (layout, parts) = (self.activations.layout(), self.activations.parts());
+        // SAFETY: the caller's: buffers live, groups are made, activations are filled; scratch has `panel_bytes`, and no
+        // problem has more entries than the capacity.
         unsafe {
             let Some(problem) = self.pairing.problem(task / chunks, entries) else { return };
             let first = task % chunks * self.chunk;
@@ -649,34 +693,42 @@ impl<D: Dot + 'static> Kernel for Product<D> {
             let groups = (first..rows.min(first + self.chunk)).step_by(LANES);
             let memory = scratch.as_mut_ptr();
             let memory = memory.add(memory.align_offset(64));
-            if problem.count < PANEL_ROWS {
+            let met = problem.count * parts;
+            if met < PANEL_ROWS {
                 let sums = &mut *memory.cast::<Sums>();
                 for row in groups {
                     let lanes = lanes(row);
                     for index in 0..problem.count {
                         let entry = problem.output(index);
-                        let a = self.activations.row(problem.input(entry));
-                        self.store(s, entry, row, D::few(s, &lanes, a, layout, sums));
+                        let a = |part: usize| self.activations.row(problem.input(entry), part);
+                        let sum = match parts {
+                            1 => D::few::<S, 1>(s, &lanes, [a(0)], layout, sums),
+                            _ => D::few::<S, 2>(s, &lanes, [a(0), a(1)], layout, sums),
+                        };
+                        self.store(s, entry, row, sum);
                     }
                 }
                 return;
             }
             let panel = &mut *memory.cast::<Panel>();
             let sums = memory.add(size_of::<Panel>()).cast::<[f32; LANES]>();
-            let a = sums.add(self.capacity).cast::<Row>();
+            let a = sums.add(self.capacity * parts).cast::<Row>();
             for index in 0..problem.count {
-                a.add(index).write(self.activations.row(problem.input(problem.output(index))));
+                let input = problem.input(problem.output(index));
+                for part in 0..parts {
+                    a.add(index * parts + part).write(self.activations.row(input, part));
+                }
             }
             for row in groups {
-                for index in 0..problem.count {
+                for index in 0..met {
                     sums.add(index).write([0.0; LANES]);
                 }
                 let lanes = lanes(row);
                 for part in 0..layout.k().div_ceil(PANEL_K) {
                     let n = D::unpack(s, &lanes, part, layout, panel);
                     let mut index = 0;
-                    while index < problem.count {
-                        let left = problem.count - index;
+                    while index < met {
+                        let left = met - index;
                         let at = (a.add(index).cast_const(), sums.add(index));
                         index += match S::PANEL_TOKENS.min(left) {
                             8.. => meet::<S, D, 8>(s, panel, at, part, n),
@@ -687,7 +739,12 @@ impl<D: Dot + 'static> Kernel for Product<D> {
                     }
                 }
                 for index in 0..problem.count {
-                    self.store(s, problem.output(index), row, s.load(sums.add(index).cast()));
+                    let part = |part: usize| s.load(sums.add(index * parts + part).cast());
+                    let sum = match parts {
+                        1 => part(0),
+                        _ => together(s, [part(0), part(1)]),
+                    };
+                    self.store(s, problem.output(index), row, sum);
                 }
             }
         }

@@ -13,8 +13,9 @@
 //! # What it promises
 //!
 //! Repeating a step gives the same bits. One row alone and the same row in a batch agree within the bound of their
-//! operation, not to the bit. [`Precision::F32`](backend_api::Precision::F32) is f32 throughout. In the default one
-//! products of few rows are too; those of many are computed with what the device is fastest at ([`Arithmetic`]).
+//! operation, not to the bit. [`Precision::F32`](backend_api::Precision::F32) is f32 throughout, and
+//! so is [`Precision::Fine`](backend_api::Precision::Fine). In the default one products of few rows are too; those of many
+//! are computed with what the device is fastest at ([`Arithmetic`]).
 //!
 //! The Vulkan loader is opened at run time: the crate builds and starts on machines that have none, where
 //! [`VulkanDevice::enumerate`] answers with a sentence.

@@ -68,7 +68,8 @@ pub struct Options {
     pub logit_rows: Option<usize>,
     /// Format of the caches.
     pub cache: CacheType,
-    /// Treatment of activations beside quantised weights.
+    /// Treatment of activations beside quantised weights. With the default, products of attention and of dense layers are
+    /// [`Precision::Fine`].
     pub precision: Precision,
 }
 

@@ -227,8 +227,9 @@ impl Context {
 
     /// Hands submissions of some command buffers each to the queue; the number to [wait](Context::wait) for.
     pub(crate) fn submit(&self, submissions: &[Vec<vk::CommandBuffer>]) -> Result<u64, DeviceError> {
-        self.check()?;
         let mut queue = lock(&self.queue);
+        // While locked: once somebody has seen that the device is lost and idle, nothing more comes.
+        self.check()?;
         for buffers in submissions {
             let semaphores = [queue.timeline];
             let values = [queue.submitted + 1];
@@ -292,7 +293,8 @@ impl Context {
         }
         let hung = self.hung.load(Ordering::Relaxed);
         if self.lost.load(Ordering::Relaxed) && !hung {
-            // SAFETY: the device is alive.
+            let _queue = lock(&self.queue);
+            // SAFETY: the device is alive, and its one queue is ours while locked.
             let _ = unsafe { self.device.device_wait_idle() };
         }
         !hung
@@ -302,6 +304,8 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         if !self.lets_go() {
+            // The device stays, and an instance must outlive its devices.
+            std::mem::forget(Arc::clone(&self.instance));
             return;
         }
         let queue = self.queue.get_mut().unwrap_or_else(PoisonError::into_inner);

@@ -323,7 +323,11 @@ impl VulkanProgram {
             // SAFETY: `create` lives through the call.
             let queries = unsafe { self.context.device.create_query_pool(&create, None) }
                 .map_err(|result| self.context.error("vkCreateQueryPool", result))?;
-            self.timed = Some((self.record(Some(queries))?, queries));
+            let recording = self.record(Some(queries)).inspect_err(|_| {
+                // SAFETY: what was recorded with it is never submitted.
+                unsafe { self.context.device.destroy_query_pool(queries, None) };
+            })?;
+            self.timed = Some((recording, queries));
         }
         Ok(())
     }

@@ -29,6 +29,8 @@ pub(crate) struct Launch {
     pub task: Task,
     /// Operations it is of, in order.
     pub ops: Vec<usize>,
+    /// Whether it only helps another dispatch of its operation.
+    pub helps: bool,
     /// Whether it has to wait for those before it.
     pub waits: bool,
     accesses: Vec<Access>,
@@ -148,13 +150,14 @@ fn launch(pieces: &[Piece], taken: &[usize]) -> Launch {
         Kind::Product { shader, .. } => {
             Task::Products { shader: shader.clone(), jobs, groups, tiles: all_tiles }
         }
-        Kind::Alone { shader, push, groups, cut } => {
+        Kind::Alone { shader, push, groups, cut, .. } => {
             Task::Alone { shader: shader.clone(), push: push.clone(), groups: *groups, cut: *cut }
         }
     };
+    let helps = matches!(pieces[taken[0]].kind, Kind::Alone { helps: true, .. });
     let ops = taken.iter().map(|index| pieces[*index].op).collect();
     let accesses = taken.iter().flat_map(|index| pieces[*index].accesses.iter().cloned()).collect();
-    Launch { task, ops, waits: false, accesses }
+    Launch { task, ops, helps, waits: false, accesses }
 }
 
 /// A barrier where a dispatch clashes with one since the last barrier.

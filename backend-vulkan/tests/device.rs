@@ -317,6 +317,61 @@ fn a_long_prefill_is_cut(device: &VulkanDevice) {
     assert!(near && floats(&found).iter().any(|v| *v != 0.0), "other numbers in pieces");
 }
 
+/// Denormals, which scales of blocks often are, and what is no number too: drivers may flush the first where they convert.
+#[test]
+fn every_half_is_what_its_bits_say() {
+    let Some(device) = common::open(VulkanOptions::default()) else { return };
+    let n = 256;
+    let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let table = device.allocate(&request("table", halves.len(), BufferUsage::Weights)).expect("room");
+    device.write(&table, 0, &halves).expect("written");
+    let (ids, cast, embedded) = (2 * n * n, 2 * n * n + 4 * n, 6 * n * n + 4 * n);
+    let scratch =
+        device.allocate(&request("scratch", embedded + 4 * n * n, BufferUsage::Scratch)).expect("room");
+    device.write(&scratch, 0, &halves).expect("written");
+    let all: Vec<u8> = (0..n as u32).flat_map(u32::to_le_bytes).collect();
+    device.write(&scratch, ids, &all).expect("written");
+    let value = |buffer, offset, dtype, shape| ProgramValue {
+        desc: TensorDesc::new(dtype, shape),
+        place: Place { buffer, offset },
+    };
+    let op = |op, inputs: &[usize], output| ProgramOp {
+        name: "halves".to_owned(),
+        op,
+        inputs: inputs.to_vec(),
+        outputs: vec![output],
+    };
+    let mut program = device
+        .compile(ProgramDesc {
+            name: "halves".to_owned(),
+            capacity: Capacity { rows: n, outputs: 1, kv_len: n },
+            buffers: vec![table, scratch.clone()],
+            values: vec![
+                value(0, 0, DType::F16, Shape::fixed(&[n, n])),
+                value(1, ids, DType::I32, Shape::rows(&[])),
+                value(1, embedded, DType::F32, Shape::rows(&[n])),
+                value(1, 0, DType::F16, Shape::rows(&[n])),
+                value(1, cast, DType::F32, Shape::rows(&[n])),
+            ],
+            ops: vec![op(Op::EmbedRows, &[0, 1], 2), op(Op::Cast { to: DType::F32 }, &[3], 4)],
+        })
+        .expect("a program");
+    program.run(&Step { rows: n, past: 0, outputs: 1 }, &mut Discard).expect("it runs");
+    for offset in [embedded, cast] {
+        let mut found = vec![0; 4 * n * n];
+        device.read(&scratch, offset, &mut found).expect("read");
+        for (bits, found) in (0..=u16::MAX).zip(floats(&found)) {
+            let expected = format::half(bits.to_le_bytes());
+            let same = if expected.is_nan() { found.is_nan() } else { expected.to_bits() == found.to_bits() };
+            // Embedding adds an offset of nothing, to which a zero has no sign.
+            assert!(
+                same || (expected == 0.0 && found == 0.0),
+                "{bits:04x}: expected {expected:e}, found {found:e}"
+            );
+        }
+    }
+}
+
 fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect()
 }

@@ -14,6 +14,7 @@ use gpu_allocator::{
     vulkan::{Allocator, AllocatorCreateDesc},
 };
 use std::{
+    collections::HashSet,
     ffi::{CStr, CString},
     mem::ManuallyDrop,
     sync::{
@@ -45,6 +46,8 @@ pub(crate) struct Context {
     pub lost: AtomicBool,
     /// Set when the device does not answer: what it may still use is never freed.
     hung: AtomicBool,
+    /// Main memory, by address and size, that the driver did not import when asked to.
+    pub refused_imports: Mutex<HashSet<(usize, usize)>>,
     /// Bytes of our own buffers.
     pub allocated: AtomicU64,
     instance: Arc<Instance>,
@@ -71,7 +74,10 @@ impl Context {
         let refused =
             |lacks| VulkanError::Refused { device: format!("{} ({})", info.name, info.description), lacks };
         let queue_family = usable(&instance, physical).map_err(refused)?;
-        let capabilities = Capabilities::of(&instance, physical, queue_family);
+        let mut capabilities = Capabilities::of(&instance, physical, queue_family);
+        if let Some(largest) = options.largest_buffer {
+            capabilities.largest_buffer = capabilities.largest_buffer.min(largest);
+        }
         if let Some(arithmetic) = options.arithmetic {
             capabilities.offers_arithmetic(arithmetic).map_err(|lacks| refused(lacks.to_owned()))?;
         }
@@ -142,6 +148,7 @@ impl Context {
             allocator: ManuallyDrop::new(Mutex::new(allocator)),
             lost: AtomicBool::new(false),
             hung: AtomicBool::new(false),
+            refused_imports: Mutex::default(),
             allocated: AtomicU64::new(0),
             device,
             instance,

@@ -371,13 +371,12 @@ fn create_device(
     let mut control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default()
         .subgroup_size_control(true)
         .compute_full_subgroups(true);
-    extensions.push(ext::subgroup_size_control::NAME);
-    if instance.has(physical, khr::maintenance4::NAME) {
-        extensions.push(khr::maintenance4::NAME);
-    }
+    // Core in Vulkan 1.3, where a driver may list them all the same.
+    let own = [ext::subgroup_size_control::NAME, khr::maintenance4::NAME];
+    extensions.extend(own.into_iter().filter(|name| instance.has(physical, name)));
     let mut dots =
         vk::PhysicalDeviceShaderIntegerDotProductFeatures::default().shader_integer_dot_product(true);
-    if capabilities.integer_dots {
+    if capabilities.integer_dots && instance.has(physical, khr::shader_integer_dot_product::NAME) {
         extensions.push(khr::shader_integer_dot_product::NAME);
     }
     let mut matrices = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);

@@ -48,10 +48,10 @@ pub(crate) fn missing(instance: &Instance, device: vk::PhysicalDevice) -> Vec<&'
     let subgroups = instance.subgroups(device);
     let mut control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default();
     let mut sizes = vk::PhysicalDeviceSubgroupSizeControlProperties::default();
-    if instance.has(device, ext::subgroup_size_control::NAME) {
+    if instance.has_or_is_1_3(device, ext::subgroup_size_control::NAME) {
         let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut control);
         let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut sizes);
-        // SAFETY: as above; the device has the extension whose structures are chained.
+        // SAFETY: as above; the device has the extension, or version 1.3, whose structures are chained.
         unsafe {
             instance.functions().get_physical_device_features2(device, &mut features);
             instance.functions().get_physical_device_properties2(device, &mut properties);
@@ -88,7 +88,7 @@ pub(crate) fn missing(instance: &Instance, device: vk::PhysicalDevice) -> Vec<&'
 
 /// Whether four products of bytes are summed at once, and whether by one instruction.
 fn integer_dots(instance: &Instance, device: vk::PhysicalDevice) -> (bool, bool) {
-    if !instance.has(device, khr::shader_integer_dot_product::NAME) {
+    if !instance.has_or_is_1_3(device, khr::shader_integer_dot_product::NAME) {
         return (false, false);
     }
     let mut offered = vk::PhysicalDeviceShaderIntegerDotProductFeatures::default();
@@ -143,7 +143,8 @@ impl Capabilities {
         let mut eleven = vk::PhysicalDeviceVulkan11Properties::default();
         let mut sizes = vk::PhysicalDeviceMaintenance4Properties::default();
         let has = |name: &CStr| instance.has(device, name);
-        let (imports, maintenance4) = (has(ext::external_memory_host::NAME), has(khr::maintenance4::NAME));
+        let imports = has(ext::external_memory_host::NAME);
+        let maintenance4 = instance.has_or_is_1_3(device, khr::maintenance4::NAME);
         let mut all = vk::PhysicalDeviceProperties2::default().push_next(&mut eleven);
         if imports {
             all = all.push_next(&mut host);

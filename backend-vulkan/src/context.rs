@@ -14,6 +14,7 @@ use gpu_allocator::{
     vulkan::{Allocator, AllocatorCreateDesc},
 };
 use std::{
+    collections::HashSet,
     ffi::{CStr, CString},
     mem::ManuallyDrop,
     sync::{
@@ -45,6 +46,8 @@ pub(crate) struct Context {
     pub lost: AtomicBool,
     /// Set when the device does not answer: what it may still use is never freed.
     hung: AtomicBool,
+    /// Main memory, by address and size, that the driver did not import when asked to.
+    pub refused_imports: Mutex<HashSet<(usize, usize)>>,
     /// Bytes of our own buffers.
     pub allocated: AtomicU64,
     instance: Arc<Instance>,
@@ -71,7 +74,10 @@ impl Context {
         let refused =
             |lacks| VulkanError::Refused { device: format!("{} ({})", info.name, info.description), lacks };
         let queue_family = usable(&instance, physical).map_err(refused)?;
-        let capabilities = Capabilities::of(&instance, physical, queue_family);
+        let mut capabilities = Capabilities::of(&instance, physical, queue_family);
+        if let Some(largest) = options.largest_buffer {
+            capabilities.largest_buffer = capabilities.largest_buffer.min(largest);
+        }
         if let Some(arithmetic) = options.arithmetic {
             capabilities.offers_arithmetic(arithmetic).map_err(|lacks| refused(lacks.to_owned()))?;
         }
@@ -142,6 +148,7 @@ impl Context {
             allocator: ManuallyDrop::new(Mutex::new(allocator)),
             lost: AtomicBool::new(false),
             hung: AtomicBool::new(false),
+            refused_imports: Mutex::default(),
             allocated: AtomicU64::new(0),
             device,
             instance,
@@ -227,8 +234,9 @@ impl Context {
 
     /// Hands submissions of some command buffers each to the queue; the number to [wait](Context::wait) for.
     pub(crate) fn submit(&self, submissions: &[Vec<vk::CommandBuffer>]) -> Result<u64, DeviceError> {
-        self.check()?;
         let mut queue = lock(&self.queue);
+        // While locked: once somebody has seen that the device is lost and idle, nothing more comes.
+        self.check()?;
         for buffers in submissions {
             let semaphores = [queue.timeline];
             let values = [queue.submitted + 1];
@@ -292,7 +300,8 @@ impl Context {
         }
         let hung = self.hung.load(Ordering::Relaxed);
         if self.lost.load(Ordering::Relaxed) && !hung {
-            // SAFETY: the device is alive.
+            let _queue = lock(&self.queue);
+            // SAFETY: the device is alive, and its one queue is ours while locked.
             let _ = unsafe { self.device.device_wait_idle() };
         }
         !hung
@@ -302,6 +311,8 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         if !self.lets_go() {
+            // The device stays, and an instance must outlive its devices.
+            std::mem::forget(Arc::clone(&self.instance));
             return;
         }
         let queue = self.queue.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -360,13 +371,12 @@ fn create_device(
     let mut control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default()
         .subgroup_size_control(true)
         .compute_full_subgroups(true);
-    extensions.push(ext::subgroup_size_control::NAME);
-    if instance.has(physical, khr::maintenance4::NAME) {
-        extensions.push(khr::maintenance4::NAME);
-    }
+    // Core in Vulkan 1.3, where a driver may list them all the same.
+    let own = [ext::subgroup_size_control::NAME, khr::maintenance4::NAME];
+    extensions.extend(own.into_iter().filter(|name| instance.has(physical, name)));
     let mut dots =
         vk::PhysicalDeviceShaderIntegerDotProductFeatures::default().shader_integer_dot_product(true);
-    if capabilities.integer_dots {
+    if capabilities.integer_dots && instance.has(physical, khr::shader_integer_dot_product::NAME) {
         extensions.push(khr::shader_integer_dot_product::NAME);
     }
     let mut matrices = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);

@@ -13,6 +13,9 @@ use std::{
 /// The oldest version whose core has all that Fathom needs (subgroups, 8/16-bit storage, timeline semaphores).
 pub(crate) const OLDEST_VERSION: u32 = vk::API_VERSION_1_2;
 
+/// The newest version that Fathom knows: drivers of it, and newer ones, need not list what its core has by extensions' names.
+const NEWEST_VERSION: u32 = vk::API_VERSION_1_3;
+
 /// The Vulkan library, and our connection to it.
 pub(crate) struct Instance {
     // Dropped after `drop` has destroyed the instance: the functions live in the library that it keeps open.
@@ -55,7 +58,7 @@ impl Instance {
         // links it does; it stays open as long as `self`.
         let library = unsafe { Entry::load() }.map_err(|e| VulkanError::NoLoader(e.to_string()))?;
         let application =
-            vk::ApplicationInfo::default().application_name(c"fathom").api_version(OLDEST_VERSION);
+            vk::ApplicationInfo::default().application_name(c"fathom").api_version(NEWEST_VERSION);
         let messages = Box::<Messages>::default();
         let mut messenger = vk::DebugUtilsMessengerCreateInfoEXT::default()
             .message_severity(
@@ -173,7 +176,7 @@ impl Instance {
             vk::api_version_patch(version),
         );
         let name = format!("vulkan{index}");
-        // Repeatable, but not batch-invariant: kernels will choose their tiles by the number of rows.
+        // Repeatable, but not batch-invariant: shaders, and so the order of sums, follow the number of rows.
         DeviceInfo { name, description, kind, memory_total, memory_free, batch_invariant: false }
     }
 
@@ -204,6 +207,13 @@ impl Instance {
             };
         }
         (total, free)
+    }
+
+    /// Whether a device has what is an extension before version 1.3 and core from then on.
+    pub(crate) fn has_or_is_1_3(&self, device: vk::PhysicalDevice, extension: &CStr) -> bool {
+        // SAFETY: `device` comes from this instance, which is alive.
+        let version = unsafe { self.functions.get_physical_device_properties(device) }.api_version;
+        version >= vk::API_VERSION_1_3 || self.has(device, extension)
     }
 
     pub(crate) fn has(&self, device: vk::PhysicalDevice, extension: &CStr) -> bool {

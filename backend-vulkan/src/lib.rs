@@ -70,6 +70,8 @@ pub struct VulkanOptions {
     /// How products of many columns are computed where they need not be exact; the best that the device has instructions
     /// for, if not given. One that the device does not offer is refused.
     pub arithmetic: Option<Arithmetic>,
+    /// No buffer is larger than this.
+    pub largest_buffer: Option<u64>,
     /// Where compiled shaders are kept; `fathom` in the user's cache folder, if not given.
     pub cache_folder: Option<PathBuf>,
 }

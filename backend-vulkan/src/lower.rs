@@ -69,8 +69,9 @@ pub(crate) enum Kind {
     Row { op: RowOp, extent: Extent },
     /// A matrix product, which may share its dispatch with others of the same shader.
     Product { shader: Shader, job: ProductJob, batches: u32, tile_rows: u32, tiles: Count },
-    /// A dispatch of its own.
-    Alone { shader: Shader, push: Vec<u8>, groups: [Count; 3], cut: Cut },
+    /// A dispatch of its own. One that `helps` prepares or ends what another of its operation does, whose work is that
+    /// one's.
+    Alone { shader: Shader, push: Vec<u8>, groups: [Count; 3], cut: Cut, helps: bool },
 }
 
 /// How a dispatch may come in pieces, by numbers at these bytes of its push constants.
@@ -471,7 +472,13 @@ impl<'a> Lowering<'a> {
         let groups = [count_of(out.extent(0), 1, 1), Count::Fixed(1), Count::Fixed(1)];
         self.pieces.push(Piece {
             op: index,
-            kind: Kind::Alone { shader, push: bytemuck::bytes_of(&push).to_vec(), groups, cut: Cut::Never },
+            kind: Kind::Alone {
+                shader,
+                push: bytemuck::bytes_of(&push).to_vec(),
+                groups,
+                cut: Cut::Never,
+                helps: false,
+            },
             accesses: vec![table.whole(false), ids.whole(false), out.whole(true)],
         });
     }
@@ -585,6 +592,7 @@ impl<'a> Lowering<'a> {
                 push: bytemuck::bytes_of(&push).to_vec(),
                 groups: [Count::Fixed(1); 3],
                 cut: Cut::Never,
+                helps: true,
             },
             accesses: vec![
                 ids.whole(false),
@@ -658,6 +666,7 @@ impl<'a> Lowering<'a> {
                     count: offset_of!(AttentionPush, rows),
                     rows: capacity.rows as u32,
                 },
+                helps: false,
             },
             accesses,
         });
@@ -675,7 +684,13 @@ impl<'a> Lowering<'a> {
         let groups = [Count::Rows(heads, 1, 0), Count::Fixed(1), Count::Fixed(1)];
         self.pieces.push(Piece {
             op: index,
-            kind: Kind::Alone { shader, push: bytemuck::bytes_of(&merge).to_vec(), groups, cut: Cut::Never },
+            kind: Kind::Alone {
+                shader,
+                push: bytemuck::bytes_of(&merge).to_vec(),
+                groups,
+                cut: Cut::Never,
+                helps: true,
+            },
             accesses: vec![Access { span, write: false, rows: None }, out.whole(true)],
         });
     }

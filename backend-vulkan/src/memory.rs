@@ -1,6 +1,6 @@
 //! Memory of the device: its own, or bytes of a file's map that it reads where they are.
 
-use crate::context::Context;
+use crate::context::{Context, lock};
 use ash::vk;
 use backend_api::{Buffer, BufferUsage, DeviceError, HostBytes};
 use gpu_allocator::{
@@ -10,7 +10,7 @@ use gpu_allocator::{
 use std::{
     any::Any,
     fmt,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
 /// Beyond its size every buffer has room for this many bytes more, so that the last value may be read with its
@@ -144,7 +144,7 @@ impl Drop for Memory {
 }
 
 /// Bytes of main memory that the device reads in place, through windows that overlap: buffers have a largest size, and
-/// whatever is shorter than seven eighths of it lies whole in one of them.
+/// whatever is shorter than seven eighths of it lies whole in one of them. What is longer, and in none, gets its own.
 pub(crate) struct Imported {
     context: Arc<Context>,
     /// Whom `start` is borrowed from.
@@ -152,8 +152,11 @@ pub(crate) struct Imported {
     /// The bytes as they were when asked for: who gives others when asked again changes nothing.
     start: *const u8,
     size: usize,
-    step: usize,
-    windows: Vec<Window>,
+    /// What windows start and end at multiples of.
+    alignment: usize,
+    /// The longest window.
+    longest: usize,
+    windows: Mutex<Vec<Window>>,
 }
 
 // SAFETY: bytes that are only read, of an owner that may be shared between threads.
@@ -182,25 +185,29 @@ impl Imported {
         if size == 0 || !start.is_multiple_of(alignment) || alignment > 4096 {
             return Ok(None);
         }
+        if lock(&context.refused_imports).contains(&(start, size)) {
+            return Ok(None);
+        }
         let whole = size.next_multiple_of(alignment);
         let unit = 8 * alignment;
         let largest = (context.capabilities.largest_buffer as usize).min(1 << 40) / unit * unit;
         let (length, step) = if whole <= largest { (whole, whole) } else { (largest, largest / 8) };
-        let mut imported = Imported {
+        let imported = Imported {
             context: Arc::clone(context),
             owner: Arc::clone(bytes),
             start: borrowed.as_ptr(),
             size,
-            step,
-            windows: Vec::new(),
+            alignment,
+            longest: length,
+            windows: Mutex::default(),
         };
         let mut at = 0;
         loop {
             let end = whole.min(at + length);
-            match imported.window(start + at, at, end) {
-                Ok(window) => imported.windows.push(window),
-                // The driver may refuse this kind of memory: then the bytes are copied.
-                Err(_) => return Ok(None),
+            // The driver may refuse this kind of memory: then the bytes are copied.
+            if imported.add_window(at, end).is_err() {
+                lock(&context.refused_imports).insert((start, size));
+                return Ok(None);
             }
             if end == whole {
                 return Ok(Some(imported));
@@ -209,7 +216,17 @@ impl Imported {
         }
     }
 
-    fn window(&self, pointer: usize, start: usize, end: usize) -> Result<Window, vk::Result> {
+    /// The device's address of one window more.
+    fn add_window(&self, start: usize, end: usize) -> Result<u64, vk::Result> {
+        let mut windows = lock(&self.windows);
+        let window = self.window(start, end)?;
+        let address = window.address;
+        self.context.name(window.buffer, &format!("weights window {}", windows.len()));
+        windows.push(window);
+        Ok(address)
+    }
+
+    fn window(&self, start: usize, end: usize) -> Result<Window, vk::Result> {
         let handle = vk::ExternalMemoryHandleTypeFlags::HOST_ALLOCATION_EXT;
         let device = &self.context.device;
         let size = (end - start) as u64;
@@ -223,7 +240,7 @@ impl Imported {
             )
             .push_next(&mut external);
         let functions = self.context.host_import.as_ref().ok_or(vk::Result::ERROR_EXTENSION_NOT_PRESENT)?;
-        let pointer = pointer as *mut std::ffi::c_void;
+        let pointer = self.start.wrapping_add(start).cast_mut().cast::<std::ffi::c_void>();
         let mut properties = vk::MemoryHostPointerPropertiesEXT::default();
         // SAFETY: `pointer` is the address of `size` mapped bytes, aligned as the driver asks.
         unsafe {
@@ -283,8 +300,15 @@ impl Imported {
     fn address(&self, offset: usize, len: usize) -> Option<u64> {
         let end = offset.checked_add(len)?;
         let holds = |window: &&Window| window.start <= offset && end <= window.end;
-        let window = self.windows.iter().find(holds)?;
-        Some(window.address + (offset - window.start) as u64)
+        if let Some(window) = lock(&self.windows).iter().find(holds) {
+            return Some(window.address + (offset - window.start) as u64);
+        }
+        let start = offset / self.alignment * self.alignment;
+        let end = end.next_multiple_of(self.alignment);
+        if end - start > self.longest {
+            return None;
+        }
+        self.add_window(start, end).ok().map(|address| address + (offset - start) as u64)
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -304,7 +328,7 @@ impl Drop for Imported {
             std::mem::forget(Arc::clone(&self.owner));
             return;
         }
-        for window in &self.windows {
+        for window in self.windows.get_mut().unwrap_or_else(PoisonError::into_inner) {
             // SAFETY: whoever records commands with the buffer keeps `self` alive until they are done.
             unsafe {
                 self.context.device.destroy_buffer(window.buffer, None);
@@ -345,7 +369,7 @@ impl VulkanBuffer {
             Bytes::Imported(imported) => imported.address(offset, len).ok_or_else(|| {
                 format!(
                     "{len} bytes at byte {offset} are more than this device reads in place ({})",
-                    imported.size.min(7 * imported.step)
+                    imported.longest
                 )
             }),
         }
@@ -375,7 +399,7 @@ impl fmt::Debug for VulkanBuffer {
         let kind = match &self.bytes {
             Bytes::Owned(_) => "owned".to_owned(),
             Bytes::Imported(imported) => {
-                format!("imported, {} windows of {}", imported.windows.len(), imported.size)
+                format!("imported, {} windows of {}", lock(&imported.windows).len(), imported.size)
             }
         };
         write!(f, "VulkanBuffer({} bytes, {:?}, {kind})", self.size, self.usage)

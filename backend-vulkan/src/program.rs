@@ -154,7 +154,11 @@ impl VulkanProgram {
         let mut counts = Vec::new();
         let (mut seconds, full) = (0.0, program.capacity.full_step());
         for (launch, offset) in launches.into_iter().zip(tables) {
-            let work: u64 = launch.ops.iter().map(|op| descs[*op].work(&full).macs).sum();
+            // What an operation costs is charged once.
+            let work: u64 = match launch.helps {
+                true => 0,
+                false => launch.ops.iter().map(|op| descs[*op].work(&full).macs).sum(),
+            };
             let whole = dispatch(&launch.task, &tuning, step.address(), table + offset);
             let named = |pipeline| context.name(pipeline, &whole.shader.name);
             let pipeline = context.pipelines.get(&context.device, &whole.shader, named);
@@ -323,7 +327,11 @@ impl VulkanProgram {
             // SAFETY: `create` lives through the call.
             let queries = unsafe { self.context.device.create_query_pool(&create, None) }
                 .map_err(|result| self.context.error("vkCreateQueryPool", result))?;
-            self.timed = Some((self.record(Some(queries))?, queries));
+            let recording = self.record(Some(queries)).inspect_err(|_| {
+                // SAFETY: what was recorded with it is never submitted.
+                unsafe { self.context.device.destroy_query_pool(queries, None) };
+            })?;
+            self.timed = Some((recording, queries));
         }
         Ok(())
     }

@@ -29,6 +29,8 @@ pub(crate) struct Launch {
     pub task: Task,
     /// Operations it is of, in order.
     pub ops: Vec<usize>,
+    /// Whether it only helps another dispatch of its operation.
+    pub helps: bool,
     /// Whether it has to wait for those before it.
     pub waits: bool,
     accesses: Vec<Access>,
@@ -119,7 +121,10 @@ fn next(
                         .iter()
                         .all(|link| chains(&pieces[*link].accesses, &pieces[index].accesses, one_row))
             }
-            (Kind::Product { shader: a, .. }, Kind::Product { shader: b, .. }) => a == b && ready(&index),
+            // A step without outputs has no groups of those: what has others must not share their count.
+            (Kind::Product { shader: a, job: x, .. }, Kind::Product { shader: b, job: y, .. }) => {
+                a == b && x.extent == y.extent && ready(&index)
+            }
             _ => false,
         };
         if goes {
@@ -148,13 +153,14 @@ fn launch(pieces: &[Piece], taken: &[usize]) -> Launch {
         Kind::Product { shader, .. } => {
             Task::Products { shader: shader.clone(), jobs, groups, tiles: all_tiles }
         }
-        Kind::Alone { shader, push, groups, cut } => {
+        Kind::Alone { shader, push, groups, cut, .. } => {
             Task::Alone { shader: shader.clone(), push: push.clone(), groups: *groups, cut: *cut }
         }
     };
+    let helps = matches!(pieces[taken[0]].kind, Kind::Alone { helps: true, .. });
     let ops = taken.iter().map(|index| pieces[*index].op).collect();
     let accesses = taken.iter().flat_map(|index| pieces[*index].accesses.iter().cloned()).collect();
-    Launch { task, ops, waits: false, accesses }
+    Launch { task, ops, helps, waits: false, accesses }
 }
 
 /// A barrier where a dispatch clashes with one since the last barrier.
@@ -172,7 +178,10 @@ fn barriers(launches: &mut [Launch]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lower::RowSpan;
+    use crate::{
+        lower::RowSpan,
+        shared::{EXTENT_OUTPUTS, EXTENT_ROWS},
+    };
 
     const MANY: Capacity = Capacity { rows: 8, outputs: 8, kv_len: 8 };
 
@@ -236,6 +245,18 @@ mod tests {
         assert_eq!(ops(&launches), [(vec![0, 2], false), (vec![1], true), (vec![3], true)]);
         let Task::Products { jobs, groups, .. } = &launches[0].task else { panic!("{launches:?}") };
         assert_eq!((jobs[0].first_group, jobs[1].first_group, *groups), (0, 3, 6));
+    }
+
+    #[test]
+    fn products_of_rows_and_of_outputs_share_none() {
+        let mut pieces: Vec<Piece> =
+            (0..3).map(|op| product(op, vec![touch(1000 * op as u64, None, true)])).collect();
+        for (piece, of_piece) in pieces.iter_mut().zip([EXTENT_OUTPUTS, EXTENT_ROWS, EXTENT_OUTPUTS]) {
+            if let Kind::Product { job, .. } = &mut piece.kind {
+                job.extent = of_piece;
+            }
+        }
+        assert_eq!(ops(&schedule(pieces, &MANY)), [(vec![0, 2], false), (vec![1], false)]);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! How work is cut for a class of devices. Results differ between classes only in the order of sums.
+//! How work is cut for a class of devices, and in what numbers its products are computed. Where those are f32, results
+//! differ between classes only in the order of sums.
 
 use crate::capabilities::Capabilities;
 use backend_api::{Capacity, DType};

@@ -317,6 +317,112 @@ fn a_long_prefill_is_cut(device: &VulkanDevice) {
     assert!(near && floats(&found).iter().any(|v| *v != 0.0), "other numbers in pieces");
 }
 
+/// Rows of a table that is too long for the windows through which a file's map is read, but not for one of its own.
+#[test]
+fn what_crosses_windows_is_read_in_place() {
+    let options = VulkanOptions { largest_buffer: Some(16 << 20), ..VulkanOptions::default() };
+    let Some(device) = common::open(options) else { return };
+    let bytes: Vec<u8> = (0..5u32 << 20).flat_map(|i| (0x3f80_0000 | i).to_le_bytes()).collect();
+    let map: HostBytes = Arc::new(PageAligned::new(&bytes));
+    let Some(imported) = device.import(&map).expect("an answer") else {
+        println!("skipped: nothing is imported");
+        return;
+    };
+    let (offset, n) = ((3 << 19) + 1024, 15 << 10);
+    let embed = |rows: usize| {
+        let ids = [0, 1, n as u32 - 1];
+        let scratch = device.allocate(&request("scratch", 4096, BufferUsage::Scratch)).expect("room");
+        device.write(&scratch, 0, &ids.map(u32::to_le_bytes).concat()).expect("written");
+        let value = |buffer, offset, dtype, shape| ProgramValue {
+            desc: TensorDesc::new(dtype, shape),
+            place: Place { buffer, offset },
+        };
+        let mut program = device.compile(ProgramDesc {
+            name: "rows of a table".to_owned(),
+            capacity: Capacity { rows: 3, outputs: 1, kv_len: 3 },
+            buffers: vec![imported.clone(), scratch.clone()],
+            values: vec![
+                value(0, offset, DType::F32, Shape::fixed(&[rows, K])),
+                value(1, 0, DType::I32, Shape::rows(&[])),
+                value(1, 64, DType::F32, Shape::rows(&[K])),
+            ],
+            ops: vec![ProgramOp {
+                name: "rows".to_owned(),
+                op: Op::EmbedRows,
+                inputs: vec![0, 1],
+                outputs: vec![2],
+            }],
+        })?;
+        program.run(&Step { rows: 3, past: 0, outputs: 1 }, &mut Discard)?;
+        let mut found = vec![0; 3 * 4 * K];
+        device.read(&scratch, 64, &mut found)?;
+        for (id, found) in ids.iter().zip(found.chunks(4 * K)) {
+            let row = offset + 4 * K * *id as usize;
+            assert!(found == &bytes[row..row + 4 * K], "row {id}");
+        }
+        Ok::<_, DeviceError>(())
+    };
+    embed(n).expect("15 MiB");
+    let error = embed(n + 1024).expect_err("16 MiB, and not from a page on").to_string();
+    assert!(error.contains("more than this device reads in place (16777216)"), "{error}");
+    common::assert_valid(&device);
+}
+
+/// Denormals, which scales of blocks often are, and what is no number too: drivers may flush the first where they convert.
+#[test]
+fn every_half_is_what_its_bits_say() {
+    let Some(device) = common::open(VulkanOptions::default()) else { return };
+    let n = 256;
+    let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let table = device.allocate(&request("table", halves.len(), BufferUsage::Weights)).expect("room");
+    device.write(&table, 0, &halves).expect("written");
+    let (ids, cast, embedded) = (2 * n * n, 2 * n * n + 4 * n, 6 * n * n + 4 * n);
+    let scratch =
+        device.allocate(&request("scratch", embedded + 4 * n * n, BufferUsage::Scratch)).expect("room");
+    device.write(&scratch, 0, &halves).expect("written");
+    let all: Vec<u8> = (0..n as u32).flat_map(u32::to_le_bytes).collect();
+    device.write(&scratch, ids, &all).expect("written");
+    let value = |buffer, offset, dtype, shape| ProgramValue {
+        desc: TensorDesc::new(dtype, shape),
+        place: Place { buffer, offset },
+    };
+    let op = |op, inputs: &[usize], output| ProgramOp {
+        name: "halves".to_owned(),
+        op,
+        inputs: inputs.to_vec(),
+        outputs: vec![output],
+    };
+    let mut program = device
+        .compile(ProgramDesc {
+            name: "halves".to_owned(),
+            capacity: Capacity { rows: n, outputs: 1, kv_len: n },
+            buffers: vec![table, scratch.clone()],
+            values: vec![
+                value(0, 0, DType::F16, Shape::fixed(&[n, n])),
+                value(1, ids, DType::I32, Shape::rows(&[])),
+                value(1, embedded, DType::F32, Shape::rows(&[n])),
+                value(1, 0, DType::F16, Shape::rows(&[n])),
+                value(1, cast, DType::F32, Shape::rows(&[n])),
+            ],
+            ops: vec![op(Op::EmbedRows, &[0, 1], 2), op(Op::Cast { to: DType::F32 }, &[3], 4)],
+        })
+        .expect("a program");
+    program.run(&Step { rows: n, past: 0, outputs: 1 }, &mut Discard).expect("it runs");
+    for offset in [embedded, cast] {
+        let mut found = vec![0; 4 * n * n];
+        device.read(&scratch, offset, &mut found).expect("read");
+        for (bits, found) in (0..=u16::MAX).zip(floats(&found)) {
+            let expected = format::half(bits.to_le_bytes());
+            let same = if expected.is_nan() { found.is_nan() } else { expected.to_bits() == found.to_bits() };
+            // Embedding adds an offset of nothing, to which a zero has no sign.
+            assert!(
+                same || (expected == 0.0 && found == 0.0),
+                "{bits:04x}: expected {expected:e}, found {found:e}"
+            );
+        }
+    }
+}
+
 fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect()
 }

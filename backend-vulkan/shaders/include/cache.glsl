@@ -29,7 +29,9 @@ vec4 four_values(uint64_t row, uint at, uint n, bool together) {
     return uintBitsToFloat(uvec4(unpackUint2x32(from.at[0]), unpackUint2x32(from.at[1])));
 #elif FORMAT == F16
     const uvec2 bits = unpackUint2x32(Longs(row + 2 * uint64_t(at)).at[0]);
-    return vec4(unpackHalf2x16(bits.x), unpackHalf2x16(bits.y));
+    return vec4(
+        from_halves(uvec2(bits.x & 0xffffu, bits.x >> 16)), from_halves(uvec2(bits.y & 0xffffu, bits.y >> 16))
+    );
 #else
     const uint64_t block = row + 34 * uint64_t(at / 32);
     const float d = from_half(half_word(block, 0));

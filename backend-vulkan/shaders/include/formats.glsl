@@ -188,7 +188,7 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
             const uvec2 bits = unpackUint2x32(four);
             [[unroll]] for (uint j = 0; j < 2; j++) {
 #if FORMAT == F16
-                const vec2 pair = unpackHalf2x16(bits[j]);
+                const vec2 pair = from_halves(uvec2(bits[j] & 0xffffu, bits[j] >> 16));
 #else
                 const vec2 pair = uintBitsToFloat(uvec2(bits[j] << 16, bits[j] & 0xffff0000u));
 #endif

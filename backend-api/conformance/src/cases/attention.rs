@@ -71,6 +71,8 @@ fn latent_attention(cases: &mut Cases) {
         (3, 576, 512, 4, 255, 0.05),
         (17, 40, 32, 8, 256, 0.2),
         (2, 40, 32, 2, 1025, 0.2),
+        // One row, beside more of a cache than a device may want in one piece.
+        (2, 40, 32, 1, 1100, 0.2),
         // Scores of hundreds, whose exponentials are beyond f32, and of nothing.
         (2, 72, 64, 5, 70, 12.0),
         (2, 72, 64, 5, 70, 0.0),

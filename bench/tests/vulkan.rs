@@ -60,6 +60,16 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+/// The same model in formats that no other case has, with `../shared`.
+fn more_formats() -> Vec<Case> {
+    let folder = shared_models();
+    let case = |name: &str| {
+        let file = |kind: &str| folder.as_ref().map(|folder| folder.join(format!("{name}.{kind}")));
+        Some(Case { name: name.to_owned(), model: file("gguf")?, reference: file("json")? })
+    };
+    ["austen-iq4_xs", "austen-q2_k", "austen-q5_1"].into_iter().filter_map(case).collect()
+}
+
 /// What of everything goes elsewhere.
 const PLACEMENTS: [&str; 7] = [
     "",
@@ -123,6 +133,12 @@ fn exact_arithmetic_gives_the_float64_references_wherever_the_work_is_done() {
             check(&few, &format!("{placement} --batch {batch}"));
         }
     }
+    for case in more_formats() {
+        let found = case.compare(case.reference.to_str().unwrap(), "--activations f32");
+        let nmse = found["nmse"].as_f64().unwrap();
+        assert!(nmse <= 2e-6, "{}: {found}", case.name);
+        worst = f64::max(worst, nmse);
+    }
     println!("nmse at most {worst:.1e}");
 }
 
@@ -131,11 +147,13 @@ fn default_arithmetic_is_as_near_as_on_the_cpu() {
     if vulkan().is_none() {
         return;
     }
-    for case in cases() {
+    for (index, case) in cases().into_iter().enumerate() {
         let reference: Value = serde_json::from_slice(&fs::read(&case.reference).unwrap()).unwrap();
         // The CPU's bar: the median row, which single flipped experts do not move.
         let bound = 1.2 * reference["llama_cpp"]["median_row_nmse"].as_f64().unwrap();
-        for options in ["--batch 1", "--no-kv-offload --cpu-moe"] {
+        // Wherever the work is done, with the first model.
+        let elsewhere = if index == 0 { &PLACEMENTS[..] } else { &[] };
+        for options in ["--batch 1", "--no-kv-offload --cpu-moe"].iter().chain(elsewhere) {
             let found = case.compare(case.reference.to_str().unwrap(), options);
             let median = found["median_row_nmse"].as_f64().unwrap();
             println!("{} {options}: median {median:.1e}, bound {bound:.1e}", case.name);

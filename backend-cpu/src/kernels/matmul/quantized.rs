@@ -218,8 +218,8 @@ pub(crate) trait Dot: Send + Sync {
                         let (first, left) = blocks_of(quad);
                         let scales = &mut sums.scales[quad * Self::QUAD..][..Self::QUAD];
                         let of_parts = Self::quad::<S, P>(s, rows, row, a, first, left, scales);
-                        for part in 0..P {
-                            s.store_i32(sums.quads[part][quad][row].as_mut_ptr(), of_parts[part]);
+                        for (part, of_part) in of_parts.into_iter().enumerate() {
+                            s.store_i32(sums.quads[part][quad][row].as_mut_ptr(), of_part);
                         }
                     }
                 }
@@ -259,8 +259,8 @@ pub(crate) trait Dot: Send + Sync {
 #[inline(always)]
 fn together<S: Isa, const P: usize>(s: S, parts: [S::F; P]) -> S::F {
     let mut sum = parts[0];
-    for part in 1..P {
-        sum = s.add(sum, parts[part]);
+    for part in &parts[1..] {
+        sum = s.add(sum, *part);
     }
     sum
 }
@@ -272,6 +272,7 @@ pub(crate) struct OfSmall<B>(PhantomData<B>);
 
 /// What 256 values add to a sum, from `Σ (q + zero) × a × scales` and from minima (or scales) `× a`. The same integers
 /// and operations in `few` and `many`.
+#[allow(clippy::too_many_arguments, reason = "the factors of two products, and what they are added to")]
 #[inline(always)]
 fn k_part<S: Isa, B: KBlock>(
     s: S,

@@ -86,6 +86,25 @@ pub(crate) fn missing(instance: &Instance, device: vk::PhysicalDevice) -> Vec<&'
     missing
 }
 
+/// The extensions that a device of these capabilities is made with.
+pub(crate) fn extensions(
+    instance: &Instance,
+    device: vk::PhysicalDevice,
+    capabilities: &Capabilities,
+) -> Vec<&'static CStr> {
+    let wanted = [
+        (capabilities.import_alignment.is_some(), ext::external_memory_host::NAME),
+        (capabilities.memory_budget, ext::memory_budget::NAME),
+        (capabilities.matrix.is_some(), khr::cooperative_matrix::NAME),
+        (capabilities.integer_dots, khr::shader_integer_dot_product::NAME),
+        (true, ext::subgroup_size_control::NAME),
+        (true, khr::maintenance4::NAME),
+    ];
+    // The last three are core in Vulkan 1.3, where a driver need not list them.
+    let listed = |(wanted, name): &(bool, &'static CStr)| *wanted && instance.has(device, name);
+    wanted.into_iter().filter(listed).map(|(_, name)| name).collect()
+}
+
 /// Whether four products of bytes are summed at once, and whether by one instruction.
 fn integer_dots(instance: &Instance, device: vk::PhysicalDevice) -> (bool, bool) {
     if !instance.has_or_is_1_3(device, khr::shader_integer_dot_product::NAME) {

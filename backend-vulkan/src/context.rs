@@ -361,29 +361,14 @@ fn create_device(
     capabilities: &Capabilities,
 ) -> Result<ash::Device, VulkanError> {
     let queue = [vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&[1.0])];
-    let mut extensions: Vec<&CStr> = Vec::new();
-    if capabilities.import_alignment.is_some() {
-        extensions.push(ext::external_memory_host::NAME);
-    }
-    if capabilities.memory_budget {
-        extensions.push(ext::memory_budget::NAME);
-    }
     let mut control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default()
         .subgroup_size_control(true)
         .compute_full_subgroups(true);
-    // Core in Vulkan 1.3, where a driver may list them all the same.
-    let own = [ext::subgroup_size_control::NAME, khr::maintenance4::NAME];
-    extensions.extend(own.into_iter().filter(|name| instance.has(physical, name)));
     let mut dots =
         vk::PhysicalDeviceShaderIntegerDotProductFeatures::default().shader_integer_dot_product(true);
-    if capabilities.integer_dots && instance.has(physical, khr::shader_integer_dot_product::NAME) {
-        extensions.push(khr::shader_integer_dot_product::NAME);
-    }
     let mut matrices = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);
     let has_matrices = capabilities.matrix.is_some();
-    if has_matrices {
-        extensions.push(khr::cooperative_matrix::NAME);
-    }
+    let extensions = capabilities::extensions(instance, physical, capabilities);
     let extensions: Vec<_> = extensions.iter().map(|name| name.as_ptr()).collect();
     let basic = vk::PhysicalDeviceFeatures::default().shader_int64(true);
     let mut features11 = vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(true);

@@ -180,8 +180,8 @@ impl Instance {
         DeviceInfo { name, description, kind, memory_total, memory_free, batch_invariant: false }
     }
 
-    /// Total and free bytes of the device-local heaps. Free is what `VK_EXT_memory_budget` says; without it,
-    /// all of them.
+    /// Total and free bytes of the largest device-local heap: others are windows into it, or what the CPU writes to. Free is
+    /// what `VK_EXT_memory_budget` says; without it, all of them.
     pub(crate) fn memory(&self, device: vk::PhysicalDevice, version: u32) -> (u64, u64) {
         let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
         let knows_budget = version >= vk::API_VERSION_1_1 && self.has(device, ext::memory_budget::NAME);
@@ -194,19 +194,11 @@ impl Instance {
             // SAFETY: `device` comes from this instance, which is alive.
             unsafe { self.functions.get_physical_device_memory_properties(device) }
         };
-        let (mut total, mut free) = (0, 0);
-        for (index, heap) in heaps.memory_heaps_as_slice().iter().enumerate() {
-            if !heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL) {
-                continue;
-            }
-            total += heap.size;
-            free += if knows_budget {
-                budget.heap_budget[index].saturating_sub(budget.heap_usage[index]).min(heap.size)
-            } else {
-                heap.size
-            };
-        }
-        (total, free)
+        let all = heaps.memory_heaps_as_slice().iter().enumerate();
+        let own = all.filter(|(_, heap)| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
+        let Some((index, heap)) = own.max_by_key(|(_, heap)| heap.size) else { return (0, 0) };
+        let free = budget.heap_budget[index].saturating_sub(budget.heap_usage[index]);
+        (heap.size, if knows_budget { free.min(heap.size) } else { heap.size })
     }
 
     /// Whether a device has what is an extension before version 1.3 and core from then on.

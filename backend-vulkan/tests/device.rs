@@ -494,7 +494,7 @@ fn a_damaged_pipeline_cache_is_ignored_with_a_notice() {
     let open = || VulkanDevice::open_with(0, &options);
     let device = match open() {
         Ok(device) => device,
-        Err(error) => return println!("skipped: {error}"),
+        Err(error) => return common::skip(&error),
     };
     assert_eq!(device.notice(), None);
     let mut counter = Counter::default();
@@ -517,7 +517,7 @@ fn every_device_opens_as_it_was_listed() {
     let listed = match VulkanDevice::enumerate() {
         Ok(listed) => listed,
         Err(missing @ (VulkanError::NoLoader(_) | VulkanError::NoDevice(_))) => {
-            return println!("skipped: {missing}");
+            return common::skip(&missing);
         }
         Err(other) => panic!("{other}"),
     };

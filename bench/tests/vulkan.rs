@@ -5,13 +5,13 @@
 
 mod common;
 
-use backend_api::Device;
-use backend_vulkan::VulkanDevice;
-use bench::npy;
+use backend_api::{Device, Discard};
+use backend_vulkan::{Arithmetic, VulkanDevice, VulkanError, VulkanOptions};
+use bench::{compare::distance, npy};
 use common::{austen, run, run_in, shared_models};
 use graph::Devices;
 use model_deepseek::{
-    Engine, Model, Options, PlacementOptions, Sampler, Session,
+    CacheType, Engine, Model, Options, PlacementOptions, Sampler, Session, Wanted,
     placement::{Fit, GpuLayers},
 };
 use serde_json::{Value, json};
@@ -162,6 +162,44 @@ fn default_arithmetic_is_as_near_as_on_the_cpu() {
     }
 }
 
+/// What a GPU of each kind does with many rows, work being cut as for one: no driver's choice is left untried.
+#[test]
+fn each_arithmetic_of_gpus_is_as_near_as_on_the_cpu() {
+    if vulkan().is_none() {
+        return;
+    }
+    for arithmetic in [Arithmetic::Floats, Arithmetic::IntegerDots, Arithmetic::CooperativeMatrices] {
+        let options = VulkanOptions { arithmetic: Some(arithmetic), ..VulkanOptions::default() };
+        let device = match VulkanDevice::open_with(0, &options) {
+            Ok(device) => Arc::new(device),
+            Err(VulkanError::Refused { lacks, .. }) => {
+                println!("skipped: {arithmetic:?}: {lacks}");
+                continue;
+            }
+            Err(other) => panic!("{other}"),
+        };
+        let quantised = cases().into_iter().filter(|case| !case.name.ends_with("f16"));
+        for case in quantised.chain(more_formats()) {
+            let reference: Value = serde_json::from_slice(&fs::read(&case.reference).unwrap()).unwrap();
+            let numbers = |key: &str| reference[key].as_array().unwrap().iter().map(|n| n.as_u64().unwrap());
+            let tokens: Vec<u32> = numbers("tokens").map(|token| token as u32).collect();
+            let rows: Vec<usize> = numbers("rows").map(|row| row as usize).collect();
+            let expected = npy::read(&case.reference.with_file_name(reference["logits"].as_str().unwrap()));
+            let options =
+                Options { context: Some(tokens.len()), cache: CacheType::F32, ..Options::default() };
+            let mut session = session(case.model.to_str().unwrap(), &device, false, &options);
+            let mut found = Vec::new();
+            let mut each = |_, logits: &[f32]| found.extend_from_slice(logits);
+            session.feed_with(&tokens, Wanted::Rows(&rows), &mut each, &mut Discard).unwrap();
+            let distance = distance(&expected.unwrap(), &found);
+            let bound = 1.2 * reference["llama_cpp"]["median_row_nmse"].as_f64().unwrap();
+            let median = distance.median_row_nmse;
+            println!("{} {arithmetic:?}: median {median:.1e}, bound {bound:.1e}", case.name);
+            assert!(median <= bound, "{} {arithmetic:?}: {distance:?}, bound {bound}", case.name);
+        }
+    }
+}
+
 #[test]
 fn the_greedy_text_is_that_of_the_cpu() {
     if vulkan().is_none() {
@@ -225,6 +263,27 @@ fn a_driver_that_lacks_something_is_refused_by_its_name() {
     assert!(list.status.success() && text.contains("cannot be used: its driver lacks"), "{text}");
 }
 
+/// A loader that is none stands before the system's, if there is one.
+#[cfg(target_os = "linux")]
+#[test]
+fn without_a_loader_a_sentence_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("libvulkan.so.1"), "no library").unwrap();
+    let run = |arguments: &[&str]| {
+        let output = common::command(GENERATE).args(arguments).env("LD_LIBRARY_PATH", folder.path()).output();
+        let output = output.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, out, err) = run(&["--device", "vulkan0"]);
+    assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
+    assert!(err.contains("error: ") && err.contains("no Vulkan loader on this machine"), "{err}");
+    let (code, out, err) = run(&["--list-devices"]);
+    assert!(code == Some(0) && out.contains("no Vulkan loader on this machine"), "{out}{err}");
+    let (code, out, err) = run(&["--predict", "2"]);
+    assert!(code == Some(0) && !out.is_empty(), "{err}");
+}
+
 #[test]
 fn a_device_named_twice_is_opened_twice() {
     if vulkan().is_none() {
@@ -286,19 +345,18 @@ fn a_damaged_pipeline_cache_is_told_and_made_anew() {
 }
 
 /// With all layers on a device, and with caches there or on the host.
-fn session(device: &Arc<VulkanDevice>, host_caches: bool) -> Session {
+fn session(model: &str, device: &Arc<VulkanDevice>, host_caches: bool, options: &Options) -> Session {
     let cpu = backend_cpu::CpuDevice::new(backend_cpu::CpuOptions::default()).unwrap();
     let vulkan: Arc<dyn Device> = Arc::<VulkanDevice>::clone(device);
     let devices = Devices::new(vec![vulkan, Arc::new(cpu)]);
-    let model = Arc::new(Model::open(austen().as_ref()).unwrap());
+    let model = Arc::new(Model::open(model.as_ref()).unwrap());
     let said = PlacementOptions {
         gpu_layers: Some(GpuLayers::All),
         host_caches,
         fit: Fit { on: false, budgets: Vec::new() },
         ..PlacementOptions::default()
     };
-    let options = Options { context: Some(64), ..Options::default() };
-    let plans = said.place(&model, &devices, &options).unwrap().plans;
+    let plans = said.place(&model, &devices, options).unwrap().plans;
     Engine::load(&model, &devices, plans, &mut |_| ()).unwrap().session().unwrap()
 }
 
@@ -308,7 +366,8 @@ fn a_session_outlives_the_device_where_its_caches_are_on_the_host() {
     let told: Arc<Mutex<Vec<String>>> = Arc::default();
     for (device, host_caches) in [(first, true), (second, false)] {
         let device = Arc::new(device);
-        let mut session = session(&device, host_caches);
+        let options = Options { context: Some(64), ..Options::default() };
+        let mut session = session(&austen(), &device, host_caches, &options);
         session.go_on_without_lost_devices({
             let told = Arc::clone(&told);
             move |error| told.lock().unwrap().push(error.to_string())

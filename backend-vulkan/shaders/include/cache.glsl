@@ -30,7 +30,7 @@ vec4 four_values(uint64_t row, uint at, uint n, bool together) {
 #elif FORMAT == F16
     const uvec2 bits = unpackUint2x32(Longs(row + 2 * uint64_t(at)).at[0]);
     return vec4(
-        from_halves(uvec2(bits.x & 0xffffu, bits.x >> 16)), from_halves(uvec2(bits.y & 0xffffu, bits.y >> 16))
+        from_halves(bits.x), from_halves(bits.y)
     );
 #else
     const uint64_t block = row + 34 * uint64_t(at / 32);

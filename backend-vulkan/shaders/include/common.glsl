@@ -40,26 +40,20 @@ uint extent(Step step, uint kind, uint fixed_count) {
     return kind == EXTENT_OUTPUTS ? step.outputs : fixed_count;
 }
 
-// Two f16 as f32, by their bits: `unpackHalf2x16` may make zeros of denormals, which scales of K-quants often are.
-vec2 from_halves(uvec2 bits) {
-    const uvec2 magnitude = bits & 0x7fffu;
-    const uvec2 shifted = (magnitude << 13) + 0x38000000u;
-    // Of a denormal, as the fraction beyond 2^-14.
-    const vec2 small = uintBitsToFloat(shifted + 0x00800000u) - uintBitsToFloat(0x38800000u);
-    const uvec2 large = shifted + 0x38000000u;
-    const uvec2 finite = mix(shifted, floatBitsToUint(small), lessThan(magnitude, uvec2(0x0400u)));
-    const uvec2 all = mix(finite, large, greaterThanEqual(magnitude, uvec2(0x7c00u)));
-    return uintBitsToFloat(all | ((bits & 0x8000u) << 16));
-}
-
-// Of the lower 16 bits.
+// The f16 in the lower 16 bits as f32, by its bits: `unpackHalf2x16` may make zeros of denormals, which scales of
+// K-quants often are.
 float from_half(uint bits) {
     const uint magnitude = bits & 0x7fffu;
     const uint shifted = (magnitude << 13) + 0x38000000u;
+    // Of a denormal, as the fraction beyond 2^-14.
     const float small = uintBitsToFloat(shifted + 0x00800000u) - uintBitsToFloat(0x38800000u);
     uint all = magnitude < 0x0400u ? floatBitsToUint(small) : shifted;
     all = magnitude >= 0x7c00u ? shifted + 0x38000000u : all;
     return uintBitsToFloat(all | ((bits & 0x8000u) << 16));
+}
+
+vec2 from_halves(uint bits) {
+    return vec2(from_half(bits), from_half(bits >> 16));
 }
 
 // f32 to the bits of the nearest f16, ties to even, on every driver: what too large a value becomes is `overflow`

@@ -188,7 +188,7 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
             const uvec2 bits = unpackUint2x32(four);
             [[unroll]] for (uint j = 0; j < 2; j++) {
 #if FORMAT == F16
-                const vec2 pair = from_halves(uvec2(bits[j] & 0xffffu, bits[j] >> 16));
+                const vec2 pair = from_halves(bits[j]);
 #else
                 const vec2 pair = uintBitsToFloat(uvec2(bits[j] << 16, bits[j] & 0xffff0000u));
 #endif
@@ -223,7 +223,8 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
 #if FORMAT == Q5_1
     const uvec2 head = WIDE_LOADS ? unpackUint2x32(Longs(block).at[0]) : load_8(block);
     const uvec4 words = load_16_aligned(quants);
-    const float d = from_half(head.x), offset = from_half(head.x >> 16);
+    const vec2 scales = from_halves(head.x);
+    const float d = scales.x, offset = scales.y;
     const uint high = head.y;
 #elif FORMAT == Q5_0
     const uvec2 head = load_8(block);
@@ -233,7 +234,8 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
 #elif FORMAT == Q4_1
     const uint head = Words(block).at[0];
     const uvec4 words = load_16_words(quants);
-    const float d = from_half(head), offset = from_half(head >> 16);
+    const vec2 scales = from_halves(head);
+    const float d = scales.x, offset = scales.y;
 #else
     const float d = from_half(half_word(block, 0));
     const uvec4 words = load_16(quants);
@@ -276,12 +278,12 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
         u.level[16 + i] = float(bits_of(words, i, shift + 2, 3u));
     }
     const uint head = Words(block).at[20];
-    const float d = from_half(head), dmin = from_half(head >> 16);
+    const vec2 scales = from_halves(head);
     // Group of 16 that the first run is; the second is two further on.
     const uint g = 8 * part + shift + group;
     const uint one = byte_at(block, g), two = byte_at(block, g + 2);
-    u.first = vec2(d * float(one & 15u), -dmin * float(one >> 4));
-    u.second = vec2(d * float(two & 15u), -dmin * float(two >> 4));
+    u.first = scales * vec2(float(one & 15u), -float(one >> 4));
+    u.second = scales * vec2(float(two & 15u), -float(two >> 4));
 #elif FORMAT == Q3_K
     const uint64_t block = row + uint64_t(unit / 8) * 110;
     const uint in_block = unit % 8, part = in_block / 4, shift = 4 * (in_block / 2 % 2), group = in_block % 2;
@@ -322,10 +324,10 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
         u.level[i] = float(low);
         u.level[16 + i] = float(up);
     }
-    const float d = from_half(head.x), dmin = from_half(head.x >> 16);
+    const vec2 scales = from_halves(head.x) * vec2(1.0, -1.0);
     const vec2 one = k_scale_min(head, 2 * chunk), two = k_scale_min(head, 2 * chunk + 1);
-    u.first = vec2(d * one.x, -dmin * one.y);
-    u.second = vec2(d * two.x, -dmin * two.y);
+    u.first = scales * one;
+    u.second = scales * two;
 #elif FORMAT == Q6_K
     const uint64_t block = row + uint64_t(unit / 8) * 210;
     const uint part = unit % 8 / 4, r = unit % 4;

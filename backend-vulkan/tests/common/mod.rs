@@ -6,7 +6,7 @@ use backend_vulkan::{Arithmetic, VulkanDevice, VulkanError, VulkanOptions};
 /// `vulkan0`, with the validation layer where there is one. `None`, said aloud, where this machine has no Vulkan, unless
 /// `FATHOM_REQUIRE_VULKAN` says that it must.
 pub fn open(options: VulkanOptions) -> Option<VulkanDevice> {
-    let required = std::env::var_os("FATHOM_REQUIRE_VULKAN").is_some();
+    let required = required();
     let folder = std::env::temp_dir().join("fathom-test-pipelines");
     let options = VulkanOptions { validation: true, cache_folder: Some(folder), ..options };
     let opened = match VulkanDevice::open_with(0, &options) {
@@ -26,12 +26,21 @@ pub fn open(options: VulkanOptions) -> Option<VulkanDevice> {
             println!("skipped: {lacks}");
             None
         }
-        Err(error) if required => panic!("{error}"),
         Err(error) => {
-            println!("skipped: {error}");
+            skip(&error);
             None
         }
     }
+}
+
+fn required() -> bool {
+    std::env::var_os("FATHOM_REQUIRE_VULKAN").is_some()
+}
+
+/// Says that a test is skipped, or fails where `FATHOM_REQUIRE_VULKAN` says that none may be.
+pub fn skip(missing: &VulkanError) {
+    assert!(!required(), "{missing}");
+    println!("skipped: {missing}");
 }
 
 /// Fails if the validation layer has complained.

@@ -6,8 +6,8 @@
 //! | --- | --- |
 //! | 8 | `fathom`, 0, version 1 |
 //! | 8 | fingerprint of the model |
-//! | 4 | format of the caches, by its place in [`CacheType`] |
-//! | 4 | precision: 0 default, 1 f32, 2 fine |
+//! | 4 | format of the caches, by its place in [`CACHES`] |
+//! | 4 | precision, by its place in [`PRECISIONS`] |
 //! | 8, 8 | number of tokens `n`; number of logits (0 or the vocabulary) |
 //! | 4 × n | the tokens |
 //! | 4 × … | the last token's logits, f32 |
@@ -21,6 +21,8 @@ use backend_api::Precision;
 const MAGIC: [u8; 8] = *b"fathom\0\x01";
 const HEADER: usize = 40;
 const TRAILER: usize = 8;
+const CACHES: [CacheType; 3] = [CacheType::F16, CacheType::F32, CacheType::Q8_0];
+const PRECISIONS: [Precision; 3] = [Precision::Default, Precision::F32, Precision::Fine];
 
 impl Session {
     /// The session as bytes. Restored by [`Engine::restore`], it goes on as if it had never ended.
@@ -34,8 +36,8 @@ impl Session {
         let mut bytes = reserved("a session to save", size)?;
         bytes.extend(MAGIC);
         bytes.extend(self.engine.model().fingerprint()?.to_le_bytes());
-        bytes.extend(cache_id(self.engine.cache_type()).to_le_bytes());
-        bytes.extend(precision_id(self.engine.precision()).to_le_bytes());
+        bytes.extend(place(&CACHES, self.engine.cache_type()).to_le_bytes());
+        bytes.extend(place(&PRECISIONS, self.engine.precision()).to_le_bytes());
         bytes.extend((self.tokens.len() as u64).to_le_bytes());
         bytes.extend((self.last.len() as u64).to_le_bytes());
         bytes.extend(self.tokens.iter().flat_map(|token| token.to_le_bytes()));
@@ -75,11 +77,10 @@ impl Engine {
         expect("checksum", format!("{:016x}", checksum(body)), format!("{sum:016x}"))?;
         let fingerprint = self.model().fingerprint()?;
         expect("model", format!("{fingerprint:016x}"), format!("{:016x}", u64_at(bytes, 8)))?;
-        let cache = [CacheType::F16, CacheType::F32, CacheType::Q8_0].map(|c| (cache_id(c), c.to_string()));
-        expect("cache type", self.cache_type().to_string(), named(&cache, u32_at(bytes, 16)))?;
-        let precision = [Precision::Default, Precision::Fine, Precision::F32]
-            .map(|p| (precision_id(p), format!("{p:?}")));
-        expect("precision", format!("{:?}", self.precision()), named(&precision, u32_at(bytes, 20)))?;
+        let cache = named(&CACHES.map(|cache| cache.to_string()), u32_at(bytes, 16));
+        expect("cache type", self.cache_type().to_string(), cache)?;
+        let precision = named(&PRECISIONS.map(|precision| format!("{precision:?}")), u32_at(bytes, 20));
+        expect("precision", format!("{:?}", self.precision()), precision)?;
 
         let config = self.model().config();
         let (tokens, logits) = (u64_at(bytes, 24), u64_at(bytes, 32));
@@ -113,27 +114,13 @@ impl Engine {
     }
 }
 
-fn cache_id(cache: CacheType) -> u32 {
-    match cache {
-        CacheType::F16 => 0,
-        CacheType::F32 => 1,
-        CacheType::Q8_0 => 2,
-    }
+/// Where a value stands in its table.
+fn place<T: PartialEq>(table: &[T], value: T) -> u32 {
+    table.iter().position(|known| *known == value).map_or(u32::MAX, |place| place as u32)
 }
 
-fn precision_id(precision: Precision) -> u32 {
-    match precision {
-        Precision::Default => 0,
-        Precision::F32 => 1,
-        Precision::Fine => 2,
-    }
-}
-
-fn named(names: &[(u32, String)], id: u32) -> String {
-    names
-        .iter()
-        .find(|(known, _)| *known == id)
-        .map_or_else(|| format!("number {id}"), |(_, name)| name.clone())
+fn named(names: &[String], place: u32) -> String {
+    names.get(place as usize).cloned().unwrap_or_else(|| format!("number {place}"))
 }
 
 fn checksum(bytes: &[u8]) -> u64 {

@@ -73,25 +73,25 @@ impl Rows {
     /// Asks for what lies [`AHEAD`] of `n` blocks.
     #[inline(always)]
     fn prefetch<S: Isa, B>(&self, s: S, row: usize, block: usize, n: usize) {
-        let first = self.block::<B>(row, block).cast::<u8>().wrapping_add(AHEAD);
-        for line in 0..(n * size_of::<B>()).div_ceil(64) {
-            s.prefetch(first.wrapping_add(64 * line));
-        }
+        prefetch(s, self.block::<B>(row, block).cast::<u8>().wrapping_add(AHEAD), n * size_of::<B>());
     }
-}
 
-impl Rows {
     /// Asks for `n` blocks of each row from `block` on; from `end` on, for the first of the next 16 rows.
     #[inline(always)]
     fn prefetch_panel<S: Isa, B>(&self, s: S, block: usize, end: usize, n: usize) {
         let below = LANES * (self.0[1] as usize - self.0[0] as usize);
         let ahead = if block < end { block * size_of::<B>() } else { below };
         for row in self.0 {
-            let first = row.wrapping_add(ahead);
-            for line in 0..(n * size_of::<B>()).div_ceil(64) {
-                s.prefetch(first.wrapping_add(64 * line));
-            }
+            prefetch(s, row.wrapping_add(ahead), n * size_of::<B>());
         }
+    }
+}
+
+/// Asks for the cache lines of `bytes` from `first` on, which may lie anywhere.
+#[inline(always)]
+fn prefetch<S: Isa>(s: S, first: *const u8, bytes: usize) {
+    for line in 0..bytes.div_ceil(64) {
+        s.prefetch(first.wrapping_add(64 * line));
     }
 }
 
@@ -741,10 +741,7 @@ impl<D: Dot + 'static> Kernel for Product<D> {
                 }
                 for index in 0..problem.count {
                     let part = |part: usize| s.load(sums.add(index * parts + part).cast());
-                    let sum = match parts {
-                        1 => part(0),
-                        _ => together(s, [part(0), part(1)]),
-                    };
+                    let sum = (1..parts).fold(part(0), |sum, more| s.add(sum, part(more)));
                     self.store(s, problem.output(index), row, sum);
                 }
             }

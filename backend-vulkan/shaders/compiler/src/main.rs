@@ -1,11 +1,12 @@
-//! Compiles every variant that `../variants.txt` lists to `../../spirv/NAME.spv`, and writes the manifest that says
-//! from which sources. With `--check` it writes nothing and fails where a file would change.
+//! Compiles every variant that `../variants.txt` lists to `../../spirv/NAME.spv`, and writes the manifest: the
+//! sums of the sources and of what was made of them. With `--check` it writes nothing and fails where a file would change.
 
 use glslang::{
     Compiler, CompilerOptions, ShaderInput, ShaderMessage, ShaderSource, ShaderStage, SourceLanguage,
     SpirvVersion, Target, VulkanVersion,
     include::{IncludeHandler, IncludeResult, IncludeType},
 };
+use sha2::{Digest, Sha256};
 use std::{
     env, error::Error, fs,
     path::{Path, PathBuf},
@@ -45,7 +46,7 @@ fn run(check: bool) -> Result<(), Failure> {
         let code = compile(&shaders, file, &words.collect::<Vec<_>>()).map_err(|e| format!("{name}: {e}"))?;
         written.push((format!("{name}.spv"), code));
     }
-    let manifest = format!("sources {:016x}\n", backend_sources_hash(&shaders)?);
+    let manifest = manifest(&shaders, &written)?;
     written.push(("manifest.txt".to_owned(), manifest.into_bytes()));
     for (name, bytes) in &written {
         let path = spirv.join(name);
@@ -71,26 +72,28 @@ fn run(check: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// FNV-1a over the names and bytes of all sources; `backend-vulkan/tests/shaders.rs` computes the same.
-fn backend_sources_hash(shaders: &Path) -> Result<u64, Failure> {
-    let mut files: Vec<PathBuf> = Vec::new();
+/// SHA-256 of every source and of what was made of them, as `sha256sum` writes it: in `backend-vulkan`,
+/// `sha256sum --check spirv/manifest.txt` says what was changed, and so does a test there.
+fn manifest(shaders: &Path, written: &[(String, Vec<u8>)]) -> Result<String, Failure> {
+    let mut sources: Vec<PathBuf> = Vec::new();
     for folder in [shaders.to_owned(), shaders.join("include")] {
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
             if path.is_file() {
-                files.push(path);
+                sources.push(path);
             }
         }
     }
-    files.sort();
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for path in files {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        for byte in name.into_bytes().into_iter().chain([0]).chain(fs::read(path)?) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
+    sources.sort();
+    let mut lines = String::new();
+    for source in &sources {
+        let name = source.strip_prefix(shaders)?.display();
+        lines += &format!("{:x}  shaders/{name}\n", Sha256::digest(fs::read(source)?));
     }
-    Ok(hash)
+    for (name, bytes) in written {
+        lines += &format!("{:x}  spirv/{name}\n", Sha256::digest(bytes));
+    }
+    Ok(lines)
 }
 
 fn compile(shaders: &Path, file: &str, defines: &[&str]) -> Result<Vec<u8>, Failure> {

@@ -1,6 +1,6 @@
 //! Errors of operations and devices.
 
-use crate::{OpKind, TensorDesc};
+use crate::OpKind;
 use thiserror::Error;
 
 /// An operation whose attributes, inputs or outputs do not fit together.
@@ -49,7 +49,7 @@ pub enum DeviceError {
         /// What the driver said.
         reason: String,
     },
-    /// The device never computes (the null device), or cannot run this operation.
+    /// The device cannot run this operation.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
     /// A buffer of another device was passed.
@@ -73,9 +73,5 @@ pub enum DeviceError {
 impl OpError {
     pub(crate) fn new(op: OpKind, problem: impl Into<String>) -> Self {
         OpError { op, problem: problem.into() }
-    }
-
-    pub(crate) fn input(op: OpKind, index: usize, expected: &str, found: &TensorDesc) -> Self {
-        Self::new(op, format!("input {index}: expected {expected}, found {found:?}"))
     }
 }

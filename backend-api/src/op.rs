@@ -83,8 +83,8 @@ impl RouteAttributes {
 /// stated.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// `(table [vocab, d] any format, ids [n] I32) → [n, d]`: rows of a table, decoded. Ids out of range are the
-    /// caller's fault.
+    /// `(table [vocab, d] any format, ids [n] I32) → [n, d]`: rows of a table, decoded. Ids out of range, here and wherever
+    /// there are ids, are the caller's fault: what comes out is an error or anything, but of no memory outside.
     EmbedRows,
     /// `(x […, d], weight [d] F32) → […, d]`: `x / sqrt(mean(x²) + eps) × weight`.
     RmsNorm {
@@ -257,7 +257,7 @@ impl Op {
     /// # Errors
     /// What does not fit, with what was expected and found.
     pub fn infer(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>, OpError> {
-        let check = Check { kind: self.kind(), inputs };
+        let check = Check { kind: self.kind(), role: "input", operands: inputs };
         match self {
             Op::EmbedRows => {
                 check.count(2..=2)?;
@@ -346,7 +346,7 @@ impl Op {
                 match xe.len() {
                     2 => {}
                     3 => check.same("choices", xe[1], ie[1])?,
-                    _ => return Err(OpError::input(check.kind, 1, "[rows, k] or [rows, used, k]", x)),
+                    _ => return Err(check.wrong(1, "[rows, k] or [rows, used, k]", x)),
                 }
                 Ok(vec![f32(&[ie[0], ie[1], we[1]])])
             }
@@ -387,7 +387,7 @@ impl Op {
                 check.that(float(x.dtype) && float(*to), || format!("{} to {to} is no cast", x.dtype))?;
                 if x.shape.inner() == 0 || !x.shape.is_fixed_inside() {
                     let expected = "extents all but the outermost fixed, the innermost not 0";
-                    return Err(OpError::input(check.kind, 0, expected, x));
+                    return Err(check.wrong(0, expected, x));
                 }
                 Ok(vec![TensorDesc::new(*to, x.shape)])
             }
@@ -402,7 +402,7 @@ fn f32(extents: &[Extent]) -> TensorDesc {
 fn check_store(inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Result<(), OpError> {
     let kind = OpKind::KvStore;
     Op::KvStore.infer(inputs)?;
-    let check = Check { kind, inputs: outputs };
+    let check = Check { kind, role: "output", operands: outputs };
     check.count(1..=1)?;
     let cache = check.cache(0)?;
     check.same("the outer extent of the row", Extent::Rows, inputs[0].shape.extents()[0])?;
@@ -412,7 +412,9 @@ fn check_store(inputs: &[TensorDesc], outputs: &[TensorDesc]) -> Result<(), OpEr
 /// Checks with the operation's name on every error.
 struct Check<'a> {
     kind: OpKind,
-    inputs: &'a [TensorDesc],
+    /// What is checked: `input` or `output`.
+    role: &'static str,
+    operands: &'a [TensorDesc],
 }
 
 impl Check<'_> {
@@ -425,21 +427,30 @@ impl Check<'_> {
     }
 
     fn count(&self, expected: std::ops::RangeInclusive<usize>) -> Result<(), OpError> {
-        let found = self.inputs.len();
-        self.that(expected.contains(&found), || format!("expected {expected:?} inputs, found {found}"))
+        let found = self.operands.len();
+        self.that(expected.contains(&found), || {
+            let (least, most, role) = (expected.start(), expected.end(), self.role);
+            let expected = if least == most { least.to_string() } else { format!("{least} to {most}") };
+            format!("expected {expected} {role}s, found {found}")
+        })
+    }
+
+    fn wrong(&self, index: usize, expected: &str, found: &TensorDesc) -> OpError {
+        let role = self.role;
+        OpError::new(self.kind, format!("{role} {index}: expected {expected}, found {found:?}"))
     }
 
     fn exactly(&self, index: usize, dtype: DType, shape: Shape) -> Result<(), OpError> {
-        let found = &self.inputs[index];
+        let found = &self.operands[index];
         if (found.dtype, found.shape) == (dtype, shape) && found.is_dense() {
             return Ok(());
         }
-        Err(OpError::input(self.kind, index, &format!("{dtype}{shape}"), found))
+        Err(self.wrong(index, &format!("{dtype}{shape}"), found))
     }
 
     /// F32, of this rank or any; all extents but the outermost fixed, the innermost not 0; strides of whole f32.
     fn activation(&self, index: usize, rank: Option<usize>) -> Result<&TensorDesc, OpError> {
-        let x = &self.inputs[index];
+        let x = &self.operands[index];
         let fits = x.dtype == DType::F32
             && rank.is_none_or(|r| r == x.shape.rank())
             && x.shape.rank() >= 2
@@ -453,12 +464,12 @@ impl Check<'_> {
             Some(rank) => format!("F32 of {rank} extents, all but the outermost fixed"),
             None => "F32 of 2 to 4 extents, all but the outermost fixed".to_owned(),
         };
-        Err(OpError::input(self.kind, index, &expected, x))
+        Err(self.wrong(index, &expected, x))
     }
 
     /// A number format of this rank, all extents fixed and not 0, whole blocks in a row.
     fn weight(&self, index: usize, rank: usize) -> Result<&TensorDesc, OpError> {
-        let w = &self.inputs[index];
+        let w = &self.operands[index];
         let fits = w.dtype != DType::I32
             && w.shape.rank() == rank
             && w.shape.fixed_elements().is_some_and(|n| n > 0)
@@ -467,7 +478,7 @@ impl Check<'_> {
             return Ok(w);
         }
         let expected = format!("a weight of {rank} fixed extents, rows of whole blocks");
-        Err(OpError::input(self.kind, index, &expected, w))
+        Err(self.wrong(index, &expected, w))
     }
 
     fn matrix(&self, index: usize) -> Result<&TensorDesc, OpError> {
@@ -475,7 +486,7 @@ impl Check<'_> {
     }
 
     fn cache(&self, index: usize) -> Result<&TensorDesc, OpError> {
-        let cache = &self.inputs[index];
+        let cache = &self.operands[index];
         let fits = matches!(cache.dtype, DType::F32 | DType::F16 | DType::Q8_0)
             && cache.shape.rank() == 2
             && cache.shape.fixed_elements().is_some_and(|n| n > 0)
@@ -483,15 +494,15 @@ impl Check<'_> {
         if fits {
             return Ok(cache);
         }
-        Err(OpError::input(self.kind, index, "a dense cache [capacity, width] in F32, F16 or Q8_0", cache))
+        Err(self.wrong(index, "a dense cache [capacity, width] in F32, F16 or Q8_0", cache))
     }
 
     fn ids(&self, index: usize, rank: usize) -> Result<&TensorDesc, OpError> {
-        let ids = &self.inputs[index];
+        let ids = &self.operands[index];
         if ids.dtype == DType::I32 && ids.shape.rank() == rank && ids.is_dense() {
             return Ok(ids);
         }
-        Err(OpError::input(self.kind, index, &format!("dense I32 of {rank} extents"), ids))
+        Err(self.wrong(index, &format!("dense I32 of {rank} extents"), ids))
     }
 }
 

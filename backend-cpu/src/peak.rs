@@ -2,6 +2,7 @@
 //! bytes of the weights, matrix times matrix by 8-bit multiply-accumulates.
 
 use crate::{
+    CpuOptions,
     buffer::Memory,
     isa::{Isa, Level},
     kernels::{BoundKernel, Kernel, Scratch, bind},
@@ -33,14 +34,15 @@ pub fn read_gb_s(threads: usize, bytes: usize) -> f64 {
 /// the widest instruction set. 0 where the system gives no threads.
 pub fn int8_gmac_s(threads: usize) -> f64 {
     const TASKS: usize = 64;
-    let macs = (TASKS * threads.max(1) * Dots::ROUNDS * Dots::sums(Level::best()) * 64) as f64;
-    let kernel = Dots { tasks: TASKS * threads.max(1) };
+    let threads = threads.clamp(1, CpuOptions::MAX_THREADS);
+    let macs = (TASKS * threads * Dots::ROUNDS * Dots::sums(Level::best()) * 64) as f64;
+    let kernel = Dots { tasks: TASKS * threads };
     best_seconds(threads, 5, kernel).map_or(0.0, |seconds| macs / seconds / 1e9)
 }
 
 /// The shortest time of `passes` runs of a kernel.
 fn best_seconds(threads: usize, passes: usize, kernel: impl Kernel + 'static) -> Option<f64> {
-    let team = Team::new("peak", threads).ok()?;
+    let team = Team::new("peak", threads.min(CpuOptions::MAX_THREADS)).ok()?;
     let alone = Arc::new(Alone(bind(kernel, Level::best())));
     let order = Order { step: Step { rows: 0, past: 0, outputs: 0 }, timed_since: None };
     let pass = || {

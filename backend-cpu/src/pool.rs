@@ -1,8 +1,9 @@
 //! The threads of a device.
 //!
-//! A program is handed to the team once, and its phases follow each other: no fork, join, lock or allocation per
-//! operation, and no allocation per program either (rayon's `broadcast` makes one, and costs 1 to 16 µs where a
-//! phase here costs less than 1 µs).
+//! A program is handed to the team once, under a lock, and its phases follow each other: no fork, join or allocation per
+//! operation, and no lock as long as there is work to be had (a member without any sleeps, after a while, until there
+//! is). Nor is there an allocation per program (rayon's `broadcast` makes one, and costs 1 to 16 µs where a phase here
+//! costs less than 1 µs).
 //!
 //! A phase ends when its *tasks* are done, not when all members have arrived: who was late, because the system
 //! gave its core to somebody else, finds the phase over and catches up, and who comes after the last phase does
@@ -48,7 +49,7 @@ pub(crate) struct Order {
 struct Shared {
     /// Held while a job is done: programs of one device take turns.
     turn: Mutex<()>,
-    /// One for each member. Locked once per job, never contended.
+    /// One for each member, which locks it once per job. Nobody else does but with the turn.
     scratch: Vec<Mutex<Scratch>>,
     progress: Progress,
     hand: Mutex<Hand>,
@@ -56,8 +57,8 @@ struct Shared {
     number: Line<AtomicU64>,
     /// Members that hold the job, besides the caller.
     inside: AtomicUsize,
-    /// The message of the first panic in a job.
-    panic: Mutex<Option<String>>,
+    /// The first fault of a job, or the message of a panic.
+    fault: Mutex<Option<String>>,
 }
 
 /// How a job gets from the caller to the other members.
@@ -110,13 +111,14 @@ impl Team {
             hand: Mutex::default(),
             number: Line::default(),
             inside: AtomicUsize::new(0),
-            panic: Mutex::default(),
+            fault: Mutex::default(),
         });
         // Where a thread does not start, dropping the team ends those that did.
         let mut team = Team { shared, threads: Vec::new() };
         for index in 1..threads {
             let shared = Arc::clone(&team.shared);
-            let builder = thread::Builder::new().name(format!("{name}-{index}"));
+            // The system's names end at a NUL, which the device's may have inside.
+            let builder = thread::Builder::new().name(format!("{name}-{index}").replace('\0', " "));
             team.threads.push(builder.spawn(move || shared.serve(index))?);
         }
         Ok(team)
@@ -126,11 +128,12 @@ impl Team {
         self.shared.threads()
     }
 
-    /// Gives every member at least `bytes` of scratch.
+    /// Gives every member at least `bytes` of scratch, once no job is under way.
     ///
     /// # Errors
     /// There is no room for all.
     pub(crate) fn reserve(&self, bytes: usize) -> Result<(), TryReserveError> {
+        let _turn = self.turn();
         self.shared.scratch.iter().try_for_each(|scratch| lock(scratch).reserve(bytes))
     }
 
@@ -154,7 +157,7 @@ impl Turn<'_> {
     /// Does `job` with all members and returns when nobody is at it any more.
     ///
     /// # Errors
-    /// The message of a panic in one of them.
+    /// The first fault that one of them found, or the message of its panic.
     pub(crate) fn run(&self, job: &Arc<impl Job + 'static>, order: Order) -> Result<(), String> {
         let team = self.team;
         team.progress.reset();
@@ -167,7 +170,7 @@ impl Turn<'_> {
             lock(&team.hand).job = None;
             team.progress.wait_until(|| team.inside.load(Ordering::SeqCst) == 0);
         }
-        lock(&team.panic).take().map_or(Ok(()), Err)
+        lock(&team.fault).take().map_or(Ok(()), Err)
     }
 }
 
@@ -213,8 +216,11 @@ impl Shared {
         let mut member = Member { team: self, scratch: &mut scratch, phase: 0 };
         // A member that left without telling would let the others wait for ever.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job.work(&mut member, order))) {
-            lock(&self.panic).get_or_insert_with(|| message(panic.as_ref()));
+            lock(&self.fault).get_or_insert_with(|| message(panic.as_ref()));
             self.progress.poison();
+        }
+        if let Some(fault) = scratch.take_fault() {
+            lock(&self.fault).get_or_insert(fault);
         }
     }
 }

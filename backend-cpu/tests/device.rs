@@ -3,7 +3,7 @@
 use backend_api::{
     BufferRef, BufferRequest, BufferUsage, Capacity, DType, Device, DeviceError, Discard, Extent, Gating,
     HostBytes, Observer, Op, OpEvent, Place, Precision, ProgramDesc, ProgramOp, ProgramValue, RopeAttributes,
-    RouteAttributes, Shape, Step, TensorDesc,
+    RouteAttributes, Shape, Step, TensorDesc, format,
 };
 use backend_cpu::{CpuDevice, CpuError, CpuOptions, Level};
 use std::sync::{
@@ -28,6 +28,7 @@ fn bytes_of(values: &[f32]) -> Vec<u8> {
 /// A program whose values all lie in one buffer, one behind the other.
 struct Sketch<'a> {
     device: &'a dyn Device,
+    capacity: Capacity,
     values: Vec<ProgramValue>,
     ops: Vec<ProgramOp>,
     end: usize,
@@ -35,12 +36,16 @@ struct Sketch<'a> {
 
 impl<'a> Sketch<'a> {
     fn new(device: &'a dyn Device) -> Self {
-        Sketch { device, values: Vec::new(), ops: Vec::new(), end: 0 }
+        Self::with(device, CAPACITY)
+    }
+
+    fn with(device: &'a dyn Device, capacity: Capacity) -> Self {
+        Sketch { device, capacity, values: Vec::new(), ops: Vec::new(), end: 0 }
     }
 
     fn value(&mut self, desc: TensorDesc) -> usize {
         let place = Place { buffer: 0, offset: self.end };
-        self.end = (self.end + desc.span_bytes(&CAPACITY.full_step())).next_multiple_of(64);
+        self.end = (self.end + desc.span_bytes(&self.capacity.full_step())).next_multiple_of(64);
         self.values.push(ProgramValue { desc, place });
         self.values.len() - 1
     }
@@ -66,7 +71,7 @@ impl<'a> Sketch<'a> {
     fn program(&self, buffers: &[BufferRef]) -> ProgramDesc {
         ProgramDesc {
             name: "sketch".into(),
-            capacity: CAPACITY,
+            capacity: self.capacity,
             buffers: buffers.to_vec(),
             values: self.values.clone(),
             ops: self.ops.clone(),
@@ -131,18 +136,29 @@ fn feed(device: &CpuDevice, pieces: &[usize]) -> Vec<Vec<u8>> {
     let mut sketch = Sketch::new(device);
     let (_, _, results) = layer(&mut sketch);
     let buffer = sketch.buffer();
-    let mut program = device.compile(sketch.program(std::slice::from_ref(&buffer))).expect("supported");
+    feed_sketch(&sketch, &buffer, &results, pieces, |tokens| fill(&sketch, &buffer, tokens))
+}
+
+fn feed_sketch(
+    sketch: &Sketch<'_>,
+    buffer: &BufferRef,
+    results: &[usize],
+    pieces: &[usize],
+    fill: impl Fn(&[i32]),
+) -> Vec<Vec<u8>> {
+    let device = sketch.device;
+    let mut program = device.compile(sketch.program(std::slice::from_ref(buffer))).expect("supported");
     let mut rows: Vec<Vec<u8>> = vec![Vec::new(); results.len()];
     let mut past = 0;
     for &piece in pieces {
         let tokens: Vec<i32> = (past..past + piece).map(|i| (i * 7 % 40) as i32).collect();
-        fill(&sketch, &buffer, &tokens);
+        fill(&tokens);
         let step = Step { rows: piece, past, outputs: 0 };
         program.run(&step, &mut Discard).expect("a step");
         for (&value, rows) in results.iter().zip(&mut rows) {
             let ProgramValue { desc, place } = &sketch.values[value];
             let mut bytes = vec![0; desc.span_bytes(&step)];
-            device.read(&buffer, place.offset, &mut bytes).expect("read");
+            device.read(buffer, place.offset, &mut bytes).expect("read");
             if desc.shape.extents()[0] == Extent::Rows {
                 rows.extend(bytes);
             } else {
@@ -162,6 +178,85 @@ fn the_same_bits_for_any_threads_and_pieces() {
         let device = device(threads);
         for pieces in [&[24][..], &[1; 24], &[5, 1, 13, 5]] {
             assert!(feed(&device, pieces) == want, "{threads} threads, {pieces:?}");
+        }
+    }
+}
+
+/// Products of 32-value blocks and K-quants in each precision, experts, and attention over more than a segment.
+fn feed_products(device: &CpuDevice, pieces: &[usize]) -> Vec<Vec<u8>> {
+    let capacity = Capacity { rows: 300, outputs: 0, kv_len: 300 };
+    let mut sketch = Sketch::with(device, capacity);
+    let tokens = sketch.value(TensorDesc::new(DType::I32, Shape::new(&[Extent::Rows])));
+    let cache = sketch.value(TensorDesc::new(DType::F16, Shape::fixed(&[300, 256])));
+    let mut weights = Vec::new();
+    let mut weight = |sketch: &mut Sketch<'_>, dtype: DType, extents: &[usize]| {
+        let value = sketch.value(TensorDesc::new(dtype, Shape::fixed(extents)));
+        weights.push(value);
+        value
+    };
+    let table = weight(&mut sketch, DType::F32, &[40, 512]);
+    let (dense, fine) =
+        (weight(&mut sketch, DType::Q4_K, &[512, 512]), weight(&mut sketch, DType::Q8_0, &[512, 512]));
+    let (router, experts) =
+        (weight(&mut sketch, DType::F32, &[8, 512]), weight(&mut sketch, DType::Q5_0, &[8, 512, 512]));
+    let (more, kv) =
+        (weight(&mut sketch, DType::Q6_K, &[512, 512]), weight(&mut sketch, DType::F16, &[256, 512]));
+    let matmul = |precision| Op::MatMul { precision };
+    let x = sketch.op(Op::EmbedRows, &[table, tokens]);
+    let x = sketch.op(matmul(Precision::Default), &[dense, x]);
+    let x = sketch.op(matmul(Precision::Fine), &[fine, x]);
+    let x = sketch.op(matmul(Precision::Fine), &[more, x]);
+    let scores = sketch.op(matmul(Precision::F32), &[router, x]);
+    let route = RouteAttributes {
+        used: 2,
+        gating: Gating::Softmax,
+        groups: 1,
+        groups_used: 1,
+        renormalise: true,
+        scale: 1.0,
+    };
+    let ids = sketch.op(Op::Route(route), &[scores]);
+    let chosen = sketch.values.len() - 1;
+    let each = sketch.op(Op::ExpertMatMul { precision: Precision::Default }, &[experts, x, ids]);
+    let y = sketch.op(Op::CombineExperts, &[each, chosen]);
+    let row = sketch.op(matmul(Precision::Default), &[kv, y]);
+    sketch.push(Op::KvStore, &[row], &[cache]);
+    let place = sketch.values[y].place;
+    sketch.values.push(ProgramValue { desc: f32_rows(&[2, 256]), place });
+    let query = sketch.values.len() - 1;
+    sketch.op(Op::LatentAttention { scale: 0.1, latent: 192 }, &[query, cache]);
+    let buffer = sketch.buffer();
+    for (seed, &value) in weights.iter().enumerate() {
+        let TensorDesc { dtype, shape, .. } = sketch.values[value].desc;
+        let n = shape.fixed_elements().expect("fixed");
+        let values: Vec<f32> = (0..n).map(|i| ((i * i + seed) as f32 * 0.013).sin() * 0.1).collect();
+        let mut bytes = vec![0; dtype.row_bytes(n)];
+        format::encode(dtype, &values, &mut bytes);
+        sketch.write(&buffer, value, &bytes);
+    }
+    let results: Vec<usize> =
+        (0..sketch.values.len()).filter(|value| *value != tokens && !weights.contains(value)).collect();
+    feed_sketch(&sketch, &buffer, &results, pieces, |ids| {
+        sketch.write(&buffer, tokens, &ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>());
+    })
+}
+
+#[test]
+fn products_and_attention_give_the_same_bits_for_any_threads_and_pieces() {
+    for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+        let device = |threads| {
+            let options = CpuOptions { threads: Some(threads), isa: Some(level), ..CpuOptions::default() };
+            CpuDevice::new(options).expect("a CPU")
+        };
+        let want = feed_products(&device(1), &[300]);
+        assert!(want.iter().all(|bytes| bytes.iter().any(|&byte| byte != 0)));
+        for (threads, pieces) in
+            [(1, vec![1; 300]), (2, vec![300]), (3, vec![7, 1, 250, 42]), (7, vec![299, 1])]
+        {
+            assert!(
+                feed_products(&device(threads), &pieces) == want,
+                "{level}, {threads} threads, {pieces:?}"
+            );
         }
     }
 }
@@ -284,6 +379,22 @@ fn ids_out_of_range_are_an_error_and_the_device_goes_on() {
         }
         fill(&sketch, &buffer, &[1, 39, 2]);
         program.run(&step, &mut Discard).expect("good ids");
+
+        let mut sketch = Sketch::new(&cpu);
+        let experts = sketch.value(TensorDesc::new(DType::F32, Shape::fixed(&[3, 4, 4])));
+        let x = sketch.value(f32_rows(&[4]));
+        let chosen = sketch.value(ids(2));
+        sketch.op(Op::ExpertMatMul { precision: Precision::Default }, &[experts, x, chosen]);
+        let buffer = sketch.buffer();
+        let mut program = cpu.compile(sketch.program(std::slice::from_ref(&buffer))).expect("supported");
+        for (bad, fault) in [(2i32, None), (3, Some("expert 3 is not in 0..3")), (-1, Some("expert -1 is"))] {
+            let all = [0, 1, bad, 2].map(i32::to_le_bytes).concat();
+            sketch.write(&buffer, chosen, &all);
+            let outcome = program.run(&Step { rows: 2, past: 0, outputs: 0 }, &mut Discard);
+            let error = outcome.err().map(|error| error.to_string());
+            assert_eq!(error.is_some(), fault.is_some(), "{error:?}");
+            assert!(error.is_none_or(|error| error.contains(fault.unwrap_or_default())));
+        }
     }
 }
 

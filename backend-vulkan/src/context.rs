@@ -7,7 +7,7 @@ use crate::{
     pipelines::Pipelines,
     tuning::{Arithmetic, DeviceClass},
 };
-use ash::{ext, khr, vk};
+use ash::{ext, vk};
 use backend_api::{DeviceError, DeviceInfo};
 use gpu_allocator::{
     AllocationSizes, AllocatorDebugSettings,
@@ -15,7 +15,7 @@ use gpu_allocator::{
 };
 use std::{
     collections::HashSet,
-    ffi::{CStr, CString},
+    ffi::CString,
     mem::ManuallyDrop,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,

@@ -495,6 +495,6 @@ mod tests {
         let many = [(16, 65), (33, 33), (33, 65), (70, 65), (70, 130)];
         let met = many.map(|(columns, rows)| shape(columns, rows)).map(|(shape, width)| (shape.rows, width));
         assert_eq!(met, TILES.map(|tile| (tile.rows, tile.columns)));
-        assert_eq!(tuning.product(1, 1, 5, 7168, true).constants[4], 8, "the deep case shares rows");
+        assert_eq!(tuning.product(1, 1, 5, 18_432, true).constants[4], 8, "the deep case shares rows");
     }
 }

@@ -52,6 +52,19 @@ fn every_format_makes_a_model_that_writes() {
 }
 
 #[test]
+fn layers_that_mean_another_model_to_llama_cpp_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("v3.gguf");
+    for layers in ["26", "27"] {
+        let arguments =
+            ["--out", file.to_str().unwrap(), "--shape", "v3", "--layers", layers, "--header-only"];
+        let error = run(SYNTH, &arguments).error();
+        assert!(error.contains("--layers: 26 and 27 layers mean DeepSeek-V2-Lite"), "{error}");
+    }
+    assert!(!file.exists());
+}
+
+#[test]
 fn a_seed_gives_the_same_file_and_layers_the_same_weights() {
     let folder = tempfile::tempdir().unwrap();
     let make = |name: &str, more: &[&str]| {

@@ -32,7 +32,7 @@ fn vulkan() -> Option<VulkanDevice> {
         Ok(device) => Some(device),
         Err(missing) => {
             assert!(env::var_os("FATHOM_REQUIRE_VULKAN").is_none(), "{missing}");
-            println!("skipped: {missing}");
+            common::skipped(missing);
             None
         }
     }

@@ -1,8 +1,8 @@
 //! A model on devices: planned, then loaded, then shared by any number of sessions.
 
 use crate::{Error, Model, Session};
-use backend_api::{Capacity, DType, Precision};
-use graph::{DeviceIndex, Devices, Needs, Placement, Plan, Progress, Weights};
+use backend_api::{Capacity, DType, DeviceError, Precision};
+use graph::{DeviceIndex, Devices, LoadError, Needs, Placement, Plan, Progress, Weights};
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// The context that is used unless one is asked for, where the model was trained for more.
@@ -181,6 +181,29 @@ struct Shared {
     weights: Weights,
 }
 
+/// Weights that lie in a file's map are read as they are needed; for those that have to be made the host needs memory, and
+/// a system that hands out more than it has ends the process.
+fn check_memory(model: &Model, devices: &Devices, plans: &Plans) -> Result<(), Error> {
+    let host = devices.host();
+    let made = |plan: &Plan| -> u64 {
+        let on_host = plan.weights.iter().filter(|place| place.device == host);
+        let name = |place: &graph::Place| plan.graph().storages()[place.storage].name.as_str();
+        on_host.filter_map(|place| model.checkpoint().made_bytes(name(place))).sum()
+    };
+    let (requested, info) = (made(&plans.decode).max(made(&plans.prefill)), devices[host].info());
+    // 0 where the system does not tell.
+    if info.memory_free == 0 || requested <= info.memory_free {
+        return Ok(());
+    }
+    let error = DeviceError::OutOfMemory {
+        device: info.name.clone(),
+        what: "weights that are made of what the files have".to_owned(),
+        requested,
+        available: info.memory_free,
+    };
+    Err(LoadError::Device { name: model.checkpoint().path().display().to_string(), error }.into())
+}
+
 impl Engine {
     /// Plans, and loads the weights.
     ///
@@ -199,13 +222,15 @@ impl Engine {
     /// Loads the weights as the plans have it, telling how far it is.
     ///
     /// # Errors
-    /// [`Error::Load`], naming the weight; [`Error::Advised`] for one that an accelerator has no room for.
+    /// [`Error::Load`], naming the weight, or if main memory has no room for all that have to be made of what the files
+    /// have; [`Error::Advised`] for one that an accelerator has no room for.
     pub fn load(
         model: &Arc<Model>,
         devices: &Devices,
         plans: Plans,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Engine, Error> {
+        check_memory(model, devices, &plans)?;
         let weights = Weights::load_for(&[&plans.decode, &plans.prefill], devices, &**model, progress);
         let weights = weights.map_err(|error| Error::from(error).advised(devices))?;
         let shared = Shared { model: Arc::clone(model), devices: devices.clone(), plans, weights };

@@ -11,6 +11,7 @@ use crate::{
 use backend_api::{DType, Extent, HostBytes, Precision, RopeAttributes, Shape, TensorDesc, format};
 use graph::{Graph, GraphBuilder, StorageKind, WeightBytes, WeightSource, report::human};
 use std::{
+    collections::HashSet,
     path::Path,
     sync::{Arc, OnceLock},
 };
@@ -45,8 +46,8 @@ impl Model {
         // Building the graph asks for every weight by name and shape: which tensors a model needs is written
         // nowhere else.
         let graph = model.graph(1, CacheType::default(), Precision::default())?;
-        model.notices.extend(skipped(&model, &graph));
-        model.notices.extend(decoded(&model, &graph));
+        model.notices.extend(skipped(&model, &graph)?);
+        model.notices.extend(made(&model, &graph));
         Ok(model)
     }
 
@@ -152,18 +153,16 @@ impl Model {
         }
     }
 
-    /// Tells models apart that have the same shapes: a hash of hyperparameters, tensors and norms.
-    pub(crate) fn fingerprint(&self) -> Result<u64, Error> {
+    /// Tells models apart that have the same shapes: a hash of hyperparameters, and of where each tensor begins and ends.
+    pub(crate) fn fingerprint(&self) -> u64 {
         let mut hash = crate::hash::Fnv::default();
         let Config { attention, feed_forward, norm_eps, .. } = &self.config;
         hash.write(format!("{attention:?}{feed_forward:?}{norm_eps:?}").as_bytes());
         for info in self.checkpoint.tensors() {
             hash.write(format!("{}{:?}{:?}", info.name, info.dtype, info.shape).as_bytes());
-            if info.shape.len() == 1 && info.dtype.is_ok() {
-                hash.write(self.checkpoint.load(&info.name)?.as_slice());
-            }
+            self.checkpoint.sample(&info.name, |bytes| hash.write(bytes));
         }
-        Ok(hash.finish())
+        hash.finish()
     }
 }
 
@@ -177,43 +176,83 @@ pub(crate) fn is_cache(name: &str) -> bool {
     name.strip_prefix("cache.").is_some_and(|layer| layer.parse::<usize>().is_ok())
 }
 
-/// One notice for the layers that predict further tokens, one for tensors that nothing needs.
-fn skipped(model: &Model, graph: &Graph) -> Vec<String> {
-    let used: std::collections::HashSet<&str> =
+/// Parts of a layer that files may have and nothing needs: tables that follow from the keys.
+const SPARE: [&str; 3] = ["rope_freqs.weight", "attn_rot_embd.weight", "self_attn.rotary_emb.inv_freq"];
+
+/// One notice for the layers that predict further tokens, one for tensors that follow from others.
+///
+/// # Errors
+/// Any other tensor that no step needs: without it the file's model is another.
+fn skipped(model: &Model, graph: &Graph) -> Result<Vec<String>, SourceError> {
+    let (config, checkpoint) = (&model.config, &model.checkpoint);
+    let used: HashSet<&str> =
         graph.storages_of(StorageKind::Weight).map(|(_, storage)| storage.name.as_str()).collect();
-    let unused =
-        model.checkpoint.tensors().map(|info| info.name.as_str()).filter(|name| !used.contains(name));
-    let (next, unknown): (Vec<&str>, Vec<&str>) = unused
-        .partition(|name| layer_and_part(name).is_some_and(|(layer, _)| layer >= model.config.layers()));
+    let decoders = config.layers();
+    let parts = checkpoint.tensors().filter_map(|info| layer_and_part(&info.name));
+    let told: HashSet<usize> =
+        parts.filter(|(_, part)| part.starts_with("nextn.")).map(|(layer, _)| layer).collect();
+    // Whether the keys say so or the tensors.
+    let predicts = |layer: usize| {
+        layer >= decoders && (layer - decoders < config.next_token_layers || told.contains(&layer))
+    };
+    let (mut next, mut spare) = (0, Vec::new());
+    for info in checkpoint.tensors().filter(|info| !used.contains(info.name.as_str())) {
+        let layer = layer_and_part(&info.name).map(|(layer, _)| layer);
+        let part = layer_and_part(&info.name).map_or(info.name.as_str(), |(_, part)| part);
+        // Files of a time between have the matrices that attention absorbs, and what they were made of.
+        let is_spare = SPARE.iter().any(|spare| part.ends_with(spare))
+            || part == "attn_kv_b.weight"
+            || (config.tied_head && part == "output.weight");
+        match layer {
+            Some(layer) if predicts(layer) => next += 1,
+            Some(layer) if layer >= decoders => {
+                let expected = format!("layers 0 to {}, as the keys say", decoders - 1);
+                return Err(info.invalid(expected, format!("a tensor of layer {layer}")));
+            }
+            _ if is_spare => spare.push(info.name.as_str()),
+            _ => return Err(info.invalid("only tensors that this model computes with", "one more")),
+        }
+    }
     let mut notices = Vec::new();
-    if !next.is_empty() {
+    if next > 0 {
         notices.push(format!(
-            "{} tensors of layers that predict further tokens (from layer {} on) are skipped",
-            next.len(),
-            model.config.layers()
+            "{next} tensors of layers that predict further tokens (from layer {decoders} on) are skipped"
         ));
     }
-    if !unknown.is_empty() {
-        let shown = unknown[..unknown.len().min(4)].join(", ");
-        let more = if unknown.len() > 4 { ", …" } else { "" };
-        notices.push(format!("{} tensors are not used: {shown}{more}", unknown.len()));
+    if !spare.is_empty() {
+        let shown = spare[..spare.len().min(4)].join(", ");
+        let more = if spare.len() > 4 { ", …" } else { "" };
+        notices.push(format!("{} tensors are not used: {shown}{more}", spare.len()));
     }
-    notices
+    Ok(notices)
 }
 
-/// A notice if weights take more memory than their files.
-fn decoded(model: &Model, graph: &Graph) -> Option<String> {
-    let sizes = graph.storages_of(StorageKind::Weight).filter_map(|(_, storage)| {
-        Some((model.checkpoint.fp8_bytes(&storage.name)?, model.checkpoint.tensor(&storage.name)?.bytes))
+/// A notice each if weights take more memory than their files, and if they are copied where a GGUF file would be used in
+/// place.
+fn made(model: &Model, graph: &Graph) -> Vec<String> {
+    let checkpoint = &model.checkpoint;
+    let (mut files, mut memory, mut copied) = (0, 0, 0);
+    for (_, storage) in graph.storages_of(StorageKind::Weight) {
+        let Some(made) = checkpoint.made_bytes(&storage.name) else { continue };
+        match checkpoint.fp8_bytes(&storage.name) {
+            Some(stored) => {
+                files += stored;
+                memory += made;
+            }
+            None if layer_and_part(&storage.name).is_some_and(|(_, part)| is_experts(part)) => copied += made,
+            None => {}
+        }
+    }
+    let [files, memory, copied] = [files, memory, copied].map(|bytes| (bytes > 0).then(|| human(bytes)));
+    let copied = copied.map(|copied| {
+        format!("experts, which the files have one by one, are put together: {copied} of memory")
     });
-    let (files, memory) =
-        sizes.fold((0, 0), |(files, memory), (stored, made)| (files + stored, memory + made));
-    (files > 0).then(|| {
-        let (files, memory) = (human(files), human(memory));
+    let decoded = files.zip(memory).map(|(files, memory)| {
         format!(
             "weights in FP8 become F32, which holds their values: {memory} of memory for {files} of the files"
         )
-    })
+    });
+    copied.into_iter().chain(decoded).collect()
 }
 
 impl WeightSource for Model {
@@ -275,7 +314,8 @@ fn layer_of_k_b(name: &str) -> Option<usize> {
 
 /// 3 and `ffn_up.weight` of `blk.3.ffn_up.weight`.
 pub(crate) fn layer_and_part(name: &str) -> Option<(usize, &str)> {
-    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    let layers = name.strip_prefix("blk.").or_else(|| name.strip_prefix("model.layers."))?;
+    let (layer, part) = layers.split_once('.')?;
     Some((layer.parse().ok()?, part))
 }
 

@@ -236,10 +236,6 @@ impl Session {
             for (row, logits) in self.step.outputs.iter().zip(logits) {
                 each(fed + *row as usize, logits);
             }
-            self.last.clear();
-            if self.step.outputs.last() == Some(&(rows as i32 - 1)) {
-                self.last.extend_from_slice(&self.step.logits[self.step.logits.len() - vocabulary..]);
-            }
             fed += rows;
         }
         Ok(())
@@ -293,14 +289,26 @@ impl Session {
         rows
     }
 
-    /// Runs one step for the wanted rows in the step's buffers and reads their logits: again, as long as devices that
-    /// are lost in it can be gone on without.
+    /// Runs one step for the wanted rows in the step's buffers, reads their logits and keeps the last token's: again, as
+    /// long as devices that are lost in it can be gone on without.
     fn run(&mut self, tokens: &[u32], observer: &mut dyn StepObserver) -> Result<(), Error> {
         while let Err(error) = self.try_to_run(tokens, observer) {
             self.recover(error)?;
         }
         self.tokens.extend_from_slice(tokens);
+        self.last.clear();
+        if self.step.outputs.last() == Some(&(tokens.len() as i32 - 1)) {
+            let vocabulary = self.engine.model().config().vocabulary;
+            self.last.extend_from_slice(&self.step.logits[self.step.logits.len() - vocabulary..]);
+        }
         Ok(())
+    }
+
+    /// Feeds a token for its logits, whoever wants to stop.
+    fn feed_one(&mut self, token: u32) -> Result<(), Error> {
+        self.step.outputs.clear();
+        self.step.outputs.push(0);
+        self.run(&[token], &mut Discard)
     }
 
     /// Leaves the device behind whose loss is the error, or returns the error.
@@ -356,7 +364,8 @@ impl Session {
     }
 
     /// Draws up to `limit` tokens, each after what is in the session, and feeds them. The callback sees each token
-    /// before it is fed, with the text that it completes (a character may take several tokens), and may break.
+    /// before it is fed, with the text that it completes (a character may take several tokens), and may break; what it
+    /// has seen is fed all the same, so that the session goes on where its reader is.
     ///
     /// # Errors
     /// [`SessionError::Empty`] if nothing was fed; [`Error::Tokenizer`], [`Error::Sampling`], [`Error::Run`].
@@ -389,10 +398,7 @@ impl Session {
             }
             tokens.push(token);
             let flow = each(token, &decoder.push(token)?);
-            match self.feed(&[token]) {
-                Err(Error::Session(SessionError::Cancelled { .. })) => break Stop::Cancelled,
-                fed => fed.map(|_| ())?,
-            }
+            self.feed_one(token)?;
             if flow.is_break() {
                 break Stop::Cancelled;
             }
@@ -406,7 +412,7 @@ impl Session {
             return Ok(());
         }
         let token = self.tokens.pop().ok_or(SessionError::Empty)?;
-        let fed = self.feed(&[token]).map(|_| ());
+        let fed = self.feed_one(token);
         if fed.is_err() {
             // Its rows are still in the caches.
             self.tokens.push(token);

@@ -2,14 +2,16 @@
 
 mod common;
 
-use backend_api::{DType, Discard, format};
+use backend_api::{DType, Device, DeviceInfo, Discard, format};
+use backend_cpu::{CpuDevice, CpuOptions};
 use common::{
-    embedded, engine, open,
+    embedded, engine, open, passes_on,
     random::{File, Shape},
     shared_models,
 };
+use graph::{Devices, Placement};
 use model_deepseek::{
-    Model, Options, PlacementOptions, Wanted,
+    Engine, Model, Options, PlacementOptions, Wanted,
     placement::Override,
     source::{
         Checkpoint, Keys,
@@ -239,7 +241,11 @@ fn check(modern: Checkpoint) {
 
     let expected = run(model);
     for (form, model) in [("split", split), ("legacy", legacy), ("safetensors", hugging_face)] {
-        assert!(model.notices().is_empty(), "{form}: {:?}", model.notices());
+        match model.notices() {
+            [] => assert_ne!(form, "safetensors"),
+            [only] => assert!(form == "safetensors" && only.contains("are put together: "), "{form}: {only}"),
+            more => panic!("{form}: {more:?}"),
+        }
         assert!(run(model) == expected, "{}: {form}", name.display());
     }
 }
@@ -264,6 +270,36 @@ fn what_fp8_takes_in_memory_is_told() {
     // 3 layers of 64 × 72 codes, and a scale for each.
     let notices = Model::open(directory.path()).unwrap().notices().join("\n");
     assert!(notices.ends_with("54.0 KiB of memory for 13.5 KiB of the files"), "{notices}");
+}
+
+/// A host that has no room for what has to be made of the files says so before it tries.
+#[test]
+fn what_does_not_fit_main_memory_is_refused() {
+    struct Small {
+        cpu: CpuDevice,
+        info: DeviceInfo,
+    }
+    impl Device for Small {
+        passes_on!(cpu: supports allocate import write read compile);
+        fn info(&self) -> &DeviceInfo {
+            &self.info
+        }
+    }
+    let model = Model::new(Shape { yarn: None, ..Shape::default() }.file().checkpoint()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    as_hugging_face(&model, directory.path(), None);
+    let model = open(directory.path());
+    let open = |memory_free: u64| {
+        let cpu = CpuDevice::new(CpuOptions::default()).unwrap();
+        let info = DeviceInfo { memory_free, ..cpu.info().clone() };
+        let devices = Devices::new(vec![Arc::new(Small { cpu, info })]);
+        Engine::new(&model, &devices, &Placement::default(), &Options::default()).map(|_| ())
+    };
+    let error = open(300_000).unwrap_err().to_string();
+    let expected = "cpu: no memory for weights that are made of what the files have: ";
+    assert!(error.contains(expected) && error.contains("300000 free"), "{error}");
+    open(0).unwrap();
+    open(1 << 30).unwrap();
 }
 
 /// Tokens that have no row in the embedding are told of, if a text can have them.
@@ -313,6 +349,16 @@ fn tensors_are_checked_at_open() {
     let notices = model.notices().join("\n");
     assert!(notices.contains("1 tensors are not used: rope_freqs.weight"), "{notices}");
     assert!(notices.contains("predict further tokens (from layer 3 on)"), "{notices}");
+    // What is there and not computed with would be another model.
+    for (extra, found) in [
+        ("blk.0.attn_q_a.bias", "only tensors that this model computes with"),
+        ("output.bias", "only tensors that this model computes with"),
+        ("model.layers.0.self_attn.o_proj.bias", "only tensors that this model computes with"),
+        ("blk.3.attn_norm.weight", "expected layers 0 to 2, as the keys say, found a tensor of layer 3"),
+    ] {
+        let error = open(&|_| (), &[(extra, &[64])]).err().unwrap().to_string();
+        assert!(error.contains(&format!("`{extra}`")) && error.contains(found), "{error}");
+    }
     // A rule for them is no mistake.
     let said = PlacementOptions {
         overrides: vec![Override::new("nextn", "cpu"), Override::new(r"blk\.[0-9]+\.nextn|attn_q", "cpu")],
@@ -336,6 +382,7 @@ fn tensors_are_checked_at_open() {
     let base = Shape::default;
     wrong(Shape { value: 25, ..base() }, base(), &["blk.0.attn_v_b.weight", "[3, 25, 32]", "[3, 24, 32]"]);
     wrong(Shape { layers: 4, ..base() }, base(), &["blk.3.attn_norm.weight", "missing"]);
+    wrong(Shape { layers: 2, ..base() }, base(), &["`blk.2.", "layers 0 to 1, as the keys say"]);
     wrong(Shape { vocabulary: 97, ..base() }, base(), &["token_embd.weight", "[97, 64]", "[96, 64]"]);
     wrong(Shape { experts: 32, ..base() }, base(), &["blk.1.", "[16, "]);
     wrong(base(), Shape { shared: 0, ..base() }, &["blk.1.ffn_gate_shexp.weight", "missing"]);

@@ -4,7 +4,7 @@ mod common;
 
 use backend_api::{DType, Discard};
 use common::{Difference, engine, exact, random::Shape};
-use model_deepseek::{Engine, Model, Wanted, source::Checkpoint};
+use model_deepseek::{CacheType, Engine, Model, Options, Wanted, source::Checkpoint};
 use std::{path::Path, sync::Arc};
 
 fn shapes() -> Vec<Shape> {
@@ -61,6 +61,29 @@ fn each_shape_computes_what_the_papers_say() {
         assert!(difference.nmse < 1e-10, "{}: {difference:?}", shape.name);
         assert_eq!(difference.agreeing, difference.rows, "{}: {difference:?}", shape.name);
     }
+}
+
+/// Beside quantised weights, as by default: the median row is as near as on the shared models.
+#[test]
+fn each_shape_is_near_in_the_default_mode() {
+    let tokens: Vec<u32> = (0..40).map(|i| (i * 37 + 11) % 96).collect();
+    let mut worst = 0.0;
+    for dtype in [DType::Q8_0, DType::Q4_0] {
+        for shape in shapes().into_iter().map(|shape| Shape { dtype, ..shape }) {
+            let checkpoint = shape.file().checkpoint();
+            let expected = shape.logits(&checkpoint, &tokens);
+            let model = Arc::new(Model::new(checkpoint).unwrap());
+            let options = Options { cache: CacheType::F32, ..Options::default() };
+            let mut session = engine(&model, &options).session().unwrap();
+            let mut found = Vec::new();
+            let mut each = |_, logits: &[f32]| found.extend_from_slice(logits);
+            session.feed_with(&tokens, Wanted::All, &mut each, &mut Discard).unwrap();
+            let median = Difference::of(&expected, &found, shape.vocabulary).median_row_nmse;
+            println!("{}, {dtype}: {median:.1e}", shape.name);
+            worst = f64::max(worst, median);
+        }
+    }
+    assert!(worst > 0.0 && worst < 2e-5, "{worst:e}");
 }
 
 /// The model of the default shape with one number of an F32 tensor replaced.

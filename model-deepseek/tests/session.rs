@@ -209,6 +209,12 @@ fn generating_ends_where_it_should() {
         .unwrap();
     assert_eq!((cancelled.stop, cancelled.tokens.len()), (Stop::Cancelled, 3));
     assert!(!flag.load(Ordering::Relaxed), "the flag falls when it was obeyed");
+    assert_eq!(session.tokens()[120..], cancelled.tokens, "what was seen is in the session");
+    // Also before the first, when the logits have to be found again.
+    session.truncate(121).unwrap();
+    flag.store(true, Ordering::Relaxed);
+    let none = session.generate(&mut sampler, 100, |_, _| ControlFlow::Continue(())).unwrap();
+    assert_eq!((none.stop, none.tokens.len(), session.tokens().len()), (Stop::Cancelled, 0, 121));
 }
 
 #[test]
@@ -275,14 +281,21 @@ fn what_was_not_saved_here_is_not_restored() {
     let longer = Options { context: Some(256), ..options(CacheType::F16) };
     assert_eq!(other(longer).restore(&saved).unwrap().tokens(), session.tokens());
 
-    // The same tensors under another hyperparameter.
-    let mut file = std::fs::read(embedded()).unwrap();
+    // The same shapes and norms with another weight, and the same tensors under another hyperparameter.
+    let embedded = std::fs::read(embedded()).unwrap();
+    let other_file = |file: Vec<u8>| {
+        let checkpoint = Checkpoint::from_bytes(Path::new("other.gguf"), Arc::new(file)).unwrap();
+        common::engine(&Arc::new(Model::new(checkpoint).unwrap()), &options(CacheType::F16))
+    };
+    let mut file = embedded.clone();
+    let down = engine.model().checkpoint().load("blk.1.ffn_down_exps.weight").unwrap().range;
+    file[down.start + 4] ^= 1;
+    told(&other_file(file), &saved, &["model"]);
+    let mut file = embedded;
     let key = b"deepseek2.attention.layer_norm_rms_epsilon";
     let epsilon = file.windows(key.len()).position(|window| window == key).unwrap() + key.len() + 4;
     file[epsilon..epsilon + 4].copy_from_slice(&2e-6f32.to_le_bytes());
-    let checkpoint = Checkpoint::from_bytes(Path::new("other.gguf"), Arc::new(file)).unwrap();
-    let alike = Arc::new(Model::new(checkpoint).unwrap());
-    told(&common::engine(&alike, &options(CacheType::F16)), &saved, &["model"]);
+    told(&other_file(file), &saved, &["model"]);
 
     told(&engine, &[], &["size"]);
     told(&engine, b"a text file that is none of ours, of fifty bytes..", &["header"]);

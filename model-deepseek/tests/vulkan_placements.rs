@@ -75,7 +75,7 @@ fn opened() -> Option<[Arc<VulkanDevice>; 2]> {
         Ok(devices) => Some(devices.map(Arc::new)),
         Err(missing) => {
             assert!(std::env::var_os("FATHOM_REQUIRE_VULKAN").is_none(), "{missing}");
-            println!("skipped: {missing}");
+            common::skipped(missing);
             None
         }
     }

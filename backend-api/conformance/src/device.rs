@@ -3,7 +3,7 @@
 use crate::reference::{Tensor, evaluate};
 use backend_api::{
     Buffer, BufferRef, BufferRequest, BufferUsage, Device, DeviceError, DeviceInfo, DeviceKind, HostBytes,
-    Observer, Op, OpDesc, OpEvent, Program, ProgramDesc, ProgramOp, Step, Unsupported,
+    Observer, Op, OpDesc, OpEvent, Program, ProgramDesc, ProgramOp, Step, Unsupported, Work,
 };
 use std::{
     any::Any,
@@ -79,9 +79,20 @@ impl ReferenceBuffer {
             return Err(DeviceError::Driver { device, reason });
         };
         let mut all = all.write().unwrap_or_else(PoisonError::into_inner);
+        inside(&all, offset, bytes.len())?;
         all[offset..offset + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
+}
+
+/// # Errors
+/// Bytes that are not all there.
+fn inside(all: &[u8], offset: usize, len: usize) -> Result<(), DeviceError> {
+    if offset.checked_add(len).is_some_and(|end| end <= all.len()) {
+        return Ok(());
+    }
+    let reason = format!("{len} bytes from {offset} on are beyond a buffer of {} bytes", all.len());
+    Err(DeviceError::Driver { device: "reference".to_owned(), reason })
 }
 
 impl fmt::Debug for ReferenceBuffer {
@@ -109,12 +120,25 @@ impl Device for ReferenceDevice {
         &self.info
     }
 
-    fn supports(&self, _op: &OpDesc) -> Result<(), Unsupported> {
-        Ok(())
+    fn supports(&self, op: &OpDesc) -> Result<(), Unsupported> {
+        let device = || self.info.name.clone();
+        op.check().map_err(|error| Unsupported {
+            device: device(),
+            op: op.op.kind(),
+            reason: error.to_string(),
+        })
     }
 
     fn allocate(&self, request: &BufferRequest) -> Result<BufferRef, DeviceError> {
-        let bytes = Bytes::Own(RwLock::new(vec![0; request.size]));
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(request.size).map_err(|_| DeviceError::OutOfMemory {
+            device: self.info.name.clone(),
+            what: request.name.clone(),
+            requested: request.size as u64,
+            available: self.info.memory_free,
+        })?;
+        bytes.resize(request.size, 0);
+        let bytes = Bytes::Own(RwLock::new(bytes));
         Ok(Arc::new(ReferenceBuffer { usage: request.usage, size: request.size, bytes }))
     }
 
@@ -129,11 +153,15 @@ impl Device for ReferenceDevice {
     }
 
     fn read(&self, from: &BufferRef, offset: usize, into: &mut [u8]) -> Result<(), DeviceError> {
-        self.buffer(from, "read")?.read(|bytes| into.copy_from_slice(&bytes[offset..offset + into.len()]));
-        Ok(())
+        self.buffer(from, "read")?.read(|bytes| {
+            inside(bytes, offset, into.len())?;
+            into.copy_from_slice(&bytes[offset..offset + into.len()]);
+            Ok(())
+        })
     }
 
     fn compile(&self, program: ProgramDesc) -> Result<Box<dyn Program>, DeviceError> {
+        program.ops.iter().try_for_each(|op| self.supports(&program.describe(op)))?;
         let buffers = program.buffers.iter().map(|buffer| self.buffer(buffer, &program.name));
         Ok(Box::new(ReferenceProgram { buffers: buffers.collect::<Result<_, _>>()?, desc: program }))
     }
@@ -165,7 +193,8 @@ impl Program for ReferenceProgram {
             self.run_op(op, step)?;
             if observer.wants_ops() {
                 let kind = op.op.kind().to_string();
-                observer.op(OpEvent { name: &op.name, op: &kind, bytes: 0, macs: 0, time: None });
+                let Work { bytes, macs } = self.desc.describe(op).work(step);
+                observer.op(OpEvent { name: &op.name, op: &kind, bytes, macs, time: None });
             }
         }
         Ok(())

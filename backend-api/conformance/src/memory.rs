@@ -1,6 +1,6 @@
 //! What a device owes about memory, before any program runs.
 
-use backend_api::{BufferRequest, BufferUsage, Device, DeviceError, HostBytes};
+use backend_api::{BufferRequest, BufferUsage, Device, DeviceError, HostBytes, NullDevice};
 use std::sync::Arc;
 
 pub(crate) const NAME: &str = "memory: allocate, write, read, import";
@@ -36,6 +36,22 @@ pub(crate) fn check(device: &dyn Device) -> Result<(), String> {
             if found != written[..part.len() / 2] {
                 return Err(format!("reading from {} of {size} bytes gives others", part.start));
             }
+            for (offset, len) in [(0, size + 1), (size, 1), (size + 1, 0), (usize::MAX, 2)] {
+                let outside = [
+                    device.read(&buffer, offset, &mut vec![0; len]),
+                    device.write(&buffer, offset, &vec![0; len]),
+                ];
+                if outside.iter().any(Result::is_ok) {
+                    return Err(format!("{len} bytes from {offset} on of {size} bytes are no error"));
+                }
+            }
+        }
+    }
+    let request = BufferRequest { name: "stranger".to_owned(), size: 64, usage: BufferUsage::Scratch };
+    let stranger = NullDevice::new("another", 64).allocate(&request).map_err(failed)?;
+    for outcome in [device.read(&stranger, 0, &mut [0]), device.write(&stranger, 0, &[0])] {
+        if !matches!(outcome, Err(DeviceError::ForeignBuffer { .. })) {
+            return Err(format!("a buffer of another device gives {outcome:?}"));
         }
     }
     let bytes: Vec<u8> = (0..5000).map(|i| (i % 253) as u8).collect();

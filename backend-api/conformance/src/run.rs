@@ -10,7 +10,7 @@ use crate::{
 use backend_api::{
     BufferRef, BufferRequest, BufferUsage, DType, Device, DeviceError, Discard, Extent, HostBytes, Observer,
     Op, OpEvent, OpKind, Program, ProgramDesc, ProgramOp, ProgramValue, Shape, Step, TensorDesc, Unsupported,
-    format,
+    Work, format,
 };
 use std::{ops::Range, sync::Arc};
 
@@ -351,16 +351,21 @@ impl<'a> Bench<'a> {
     }
 
     fn check_observed(&self, seen: &Recorder, failures: &mut Failures) {
-        let known = |(name, _): &&(String, String)| self.setup.ops.iter().any(|op| op.name == *name);
+        let known = |event: &&Told| self.setup.ops.iter().any(|op| op.name == event.name);
         let stranger = seen.events.iter().find(|event| !known(event));
-        let (op, kind) = (&self.setup.ops[0].name, self.setup.ops[0].op.kind().to_string());
+        let op = &self.setup.ops[0];
         let told = match &self.setup.ops[..] {
-            [_] => seen.events == [(op.clone(), kind)],
+            [_] => {
+                let work = self.setup.describe(op).work(&self.setup.step);
+                seen.events == [Told { name: op.name.clone(), kind: op.op.kind().to_string(), work }]
+            }
             // Fused operations may be told as one.
             _ => !seen.events.is_empty() && stranger.is_none(),
         };
         if !told {
-            failures.add(Check::Observer, format!("expected an event for {op}, found {:?}", seen.events));
+            let work = self.setup.describe(op).work(&self.setup.step);
+            let expected = format!("expected an event for {} with {work:?}", op.name);
+            failures.add(Check::Observer, format!("{expected}, found {:?}", seen.events));
         }
     }
 
@@ -515,10 +520,17 @@ fn outer_stride(desc: &TensorDesc) -> usize {
     if desc.shape.rank() == 1 { desc.dtype.row_bytes(1) } else { desc.strides[0] }
 }
 
-/// Writes down names.
+/// Writes down what an observer is told, but for the time.
 #[derive(Default)]
 struct Recorder {
-    events: Vec<(String, String)>,
+    events: Vec<Told>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Told {
+    name: String,
+    kind: String,
+    work: Work,
 }
 
 impl Observer for Recorder {
@@ -527,6 +539,8 @@ impl Observer for Recorder {
     }
 
     fn op(&mut self, event: OpEvent<'_>) {
-        self.events.push((event.name.to_owned(), event.op.to_owned()));
+        let OpEvent { name, op, bytes, macs, .. } = event;
+        let work = Work { bytes, macs };
+        self.events.push(Told { name: name.to_owned(), kind: op.to_owned(), work });
     }
 }

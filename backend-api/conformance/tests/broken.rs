@@ -2,7 +2,7 @@
 
 use backend_api::{
     BufferRef, BufferRequest, DType, Device, DeviceError, DeviceInfo, HostBytes, Observer, Op, OpDesc,
-    OpKind, Precision, Program, ProgramDesc, ProgramValue, Step, Unsupported, format,
+    OpEvent, OpKind, Precision, Program, ProgramDesc, ProgramValue, Step, Unsupported, format,
 };
 use backend_conformance::{Check, Failure, ReferenceDevice, Report, examine, run_filtered};
 use std::sync::Arc;
@@ -48,7 +48,9 @@ enum Fault {
     Panics,
     DoesNotZero,
     TellsNothing,
+    TellsNoWork,
     TellsTwice,
+    ReadsBeyondBuffers,
 }
 
 struct Broken {
@@ -116,6 +118,9 @@ impl Device for Broken {
     }
 
     fn read(&self, from: &BufferRef, offset: usize, into: &mut [u8]) -> Result<(), DeviceError> {
+        if self.fault == Fault::ReadsBeyondBuffers && offset >= from.size() {
+            return Ok(());
+        }
         self.inner.read(from, offset, into)
     }
 
@@ -127,6 +132,19 @@ impl Device for Broken {
         let inner = self.inner.compile(desc.clone())?;
         let device = Arc::clone(&self.inner);
         Ok(Box::new(BrokenProgram { inner, device, desc, fault: self.fault, runs: 0, kept: Vec::new() }))
+    }
+}
+
+/// Passes events on without what they cost.
+struct NoWork<'a>(&'a mut dyn Observer);
+
+impl Observer for NoWork<'_> {
+    fn wants_ops(&self) -> bool {
+        self.0.wants_ops()
+    }
+
+    fn op(&mut self, event: OpEvent<'_>) {
+        self.0.op(OpEvent { bytes: 0, macs: 0, ..event });
     }
 }
 
@@ -215,6 +233,7 @@ impl Program for BrokenProgram {
             Fault::RoundsToEightBits => self.run_rounded(step, observer, 127.0)?,
             Fault::RoundsToSevenBits => self.run_rounded(step, observer, 63.0)?,
             Fault::TellsNothing => self.inner.run(step, &mut backend_api::Discard)?,
+            Fault::TellsNoWork => self.inner.run(step, &mut NoWork(observer))?,
             Fault::TellsTwice => {
                 self.inner.run(step, observer)?;
                 self.inner.run(step, observer)?;
@@ -426,13 +445,15 @@ fn panicking() {
 }
 
 #[test]
-fn memory_that_is_not_zeroed() {
+fn memory_that_is_not_zeroed_or_has_no_end() {
     caught(Fault::DoesNotZero, "memory", Check::Buffers);
+    caught(Fault::ReadsBeyondBuffers, "memory", Check::Buffers);
 }
 
 #[test]
 fn telling_the_observer_wrongly() {
     caught(Fault::TellsNothing, CASES, Check::Observer);
+    caught(Fault::TellsNoWork, CASES, Check::Observer);
     caught(Fault::TellsTwice, CASES, Check::Observer);
 }
 

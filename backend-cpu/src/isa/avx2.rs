@@ -259,6 +259,14 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> I {
+        unsafe {
+            let bytes = _mm_loadu_si128(p.cast());
+            [_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes))]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_i32(self, p: *mut i32, x: I) {
         unsafe {
             _mm256_storeu_si256(p.cast(), x[0]);

@@ -190,6 +190,11 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> __m512i {
+        unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())) }
+    }
+
+    #[inline(always)]
     unsafe fn store_i32(self, p: *mut i32, x: __m512i) {
         unsafe { _mm512_storeu_si512(p.cast(), x) }
     }

@@ -100,6 +100,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Bits of `a << 23` taken as f32: `2^(a - 127)` for `a` in `1..255`.
     fn exponent(self, a: Self::I) -> Self::F;
     unsafe fn load_i32(self, p: *const i32) -> Self::I;
+    /// 16 bytes, with their signs.
+    unsafe fn load_i8(self, p: *const i8) -> Self::I;
     unsafe fn store_i32(self, p: *mut i32, x: Self::I);
     /// The low byte of each lane, 16 bytes.
     unsafe fn store_i8(self, p: *mut i8, x: Self::I);
@@ -133,12 +135,12 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn bits(self, bits: u64, value: u8) -> Self::B;
 
     // dot products
-    /// Lane `i` gains `Σ q × a` of bytes `4i .. 4i + 4`; `q` is 0 to 127, `a` -127 to 127.
+    /// Lane `i` gains `Σ q × a` of bytes `4i .. 4i + 4`; `q` is 0 to 128, `a` -127 to 127: sums of two products fit 16 bits.
     fn dot_u7(self, acc: Self::I, q: Self::B, a: Self::B) -> Self::I;
     /// Lane `i` gains `Σ (w + I8_OFFSET) × a` of bytes `4i .. 4i + 4`; `w` any i8, `a` -127 to 127.
     fn dot_i8(self, acc: Self::I, w: Self::B, a: Self::B) -> Self::I;
-    /// `|w|`, and `a` with its sign turned where `w` is negative: their products are those of `w` and `a`, both -127 to
-    /// 127.
+    /// `|w|`, at most 128, and `a` with its sign turned where `w` is negative: their products are those of `w`, any i8, and
+    /// `a`, -127 to 127.
     fn magnitudes(self, w: Self::B, a: Self::B) -> (Self::B, Self::B);
     /// Lane `i` gains the dot product of its two i16: `a[2i] × b[2i] + a[2i + 1] × b[2i + 1]`.
     fn dot_i16(self, acc: Self::I, a: Self::B, b: Self::B) -> Self::I;

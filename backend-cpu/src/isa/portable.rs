@@ -187,6 +187,12 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> I {
+        // SAFETY: the caller owes 16 readable i8.
+        unsafe { p.cast::<[i8; 16]>().read_unaligned().map(i32::from) }
+    }
+
+    #[inline(always)]
     unsafe fn store_i32(self, p: *mut i32, x: I) {
         // SAFETY: the caller owes 16 writable i32.
         unsafe { p.cast::<I>().write_unaligned(x) }

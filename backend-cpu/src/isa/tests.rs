@@ -57,6 +57,7 @@ impl Task for Everything {
             {
                 f(&mut out, v);
             }
+            f(&mut out, s.mul_add(x, y, s.load(floats.as_ptr().add(32))));
             f(&mut out, s.splat(1.5));
             out.extend([s.sum(x), s.max_lane(x)].map(f32::to_bits));
             for n in 0..=16 {
@@ -79,6 +80,7 @@ impl Task for Everything {
             f(&mut out, s.exponent(s.load_i32(ramp.as_ptr())));
             let mut low = [0i8; 16];
             s.store_i8(low.as_mut_ptr(), p);
+            i(&mut out, s.load_i8(acts.as_ptr().add(3)));
             out.extend(low.map(|x| x as u32));
             let (u, v) = (s.load_bytes(any.as_ptr()), s.load_bytes(any.as_ptr().add(33)));
             let at = |n: usize| any.as_ptr().add(n);
@@ -137,6 +139,82 @@ impl Task for Everything {
             out.extend(panel.map(u32::from));
         }
         out
+    }
+}
+
+/// What random numbers do not meet: ties, denormals, zeros of either sign, overflow, and what is no number.
+struct Oddities;
+
+impl Task for Oddities {
+    type Output = Vec<u32>;
+
+    #[inline(always)]
+    fn eval<S: Isa>(self, s: S) -> Vec<u32> {
+        let ties: [f32; 16] = std::array::from_fn(|i| i as f32 - 7.5);
+        let odd = [
+            0.0,
+            -0.0,
+            1.0,
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            // Of f16: the largest, two that round to it and beyond it, the smallest, half of it and a bit more, two ties.
+            65504.0,
+            65519.9,
+            65520.0,
+            5.960_464_5e-8,
+            2.980_232_2e-8,
+            2.980_233e-8,
+            1.000_488_3,
+            1.001_464_8,
+            f32::MIN_POSITIVE,
+            1e-40,
+        ];
+        // Which NaN it is does not matter.
+        let same = |bits: u32| if f32::from_bits(bits).is_nan() { f32::NAN.to_bits() } else { bits };
+        let mut out = Vec::new();
+        // SAFETY: every pointer is to 16 lanes.
+        unsafe {
+            let (ties, odd) = (s.load(ties.as_ptr()), s.load(odd.as_ptr()));
+            let mut rounded = [0i32; 16];
+            s.store_i32(rounded.as_mut_ptr(), s.round_i32(ties));
+            out.extend(rounded.map(|lane| lane as u32));
+            for other in [s.splat(0.0), s.splat(-0.0), s.splat(f32::NAN), s.splat(1.0), ties] {
+                let both = [(odd, other), (other, odd)];
+                for v in both.map(|(a, b)| [s.max(a, b), s.min(a, b), s.mul_add(a, b, odd)]).concat() {
+                    let mut lanes = [0f32; 16];
+                    s.store(lanes.as_mut_ptr(), v);
+                    out.extend(lanes.map(|lane| same(lane.to_bits())));
+                }
+            }
+            let mut halves = [0u16; 16];
+            s.store_f16(halves.as_mut_ptr(), odd);
+            let mut back = [0f32; 16];
+            s.store(back.as_mut_ptr(), s.load_f16(halves.as_ptr()));
+            out.extend(back.map(|lane| same(lane.to_bits())));
+        }
+        out
+    }
+}
+
+#[test]
+fn odd_numbers_are_treated_alike() {
+    let expected = Portable.run(Oddities);
+    let rounded: [i32; 16] = std::array::from_fn(|lane| expected[lane] as i32);
+    assert_eq!(rounded, [-8, -6, -6, -4, -4, -2, -2, 0, 0, 2, 2, 4, 4, 6, 6, 8], "ties to even");
+    let halves = &expected[expected.len() - 16..];
+    let largest = 65504f32.to_bits();
+    assert_eq!(halves[6..9], [largest, largest, f32::INFINITY.to_bits()]);
+    assert_eq!(halves[9..12], [2f32.powi(-24), 0.0, 2f32.powi(-24)].map(f32::to_bits));
+    assert_eq!(halves[12..14], [1.0, 1.001_953_1].map(f32::to_bits), "ties to even");
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(isa) = Avx2::new() {
+            assert_eq!(isa.run(Oddities), expected, "avx2");
+        }
+        if let Some(isa) = Avx512::new() {
+            assert_eq!(isa.run(Oddities), expected, "avx512");
+        }
     }
 }
 

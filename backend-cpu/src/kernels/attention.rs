@@ -291,11 +291,25 @@ unsafe fn decode_row<S: Isa>(s: S, dtype: DType, from: *const u8, to: *mut f32, 
     // SAFETY: the caller's.
     unsafe {
         let mut at = 0;
-        if dtype == DType::F16 {
-            while at + 16 <= width {
-                s.store(to.add(at), s.load_f16(from.cast::<u16>().add(at)));
-                at += 16;
+        match dtype {
+            DType::F16 => {
+                while at + 16 <= width {
+                    s.store(to.add(at), s.load_f16(from.cast::<u16>().add(at)));
+                    at += 16;
+                }
             }
+            DType::Q8_0 => {
+                while at < width {
+                    let block = from.add(dtype.row_bytes(at));
+                    let d = s.splat(format::half(block.cast::<[u8; 2]>().read()));
+                    for half in [0, 16] {
+                        let quants = s.load_i8(block.add(2 + half).cast());
+                        s.store(to.add(at + half), s.mul(d, s.to_f32(quants)));
+                    }
+                    at += dtype.block_len();
+                }
+            }
+            _ => {}
         }
         let rest = std::slice::from_raw_parts(from.add(dtype.row_bytes(at)), dtype.row_bytes(width - at));
         format::decode(dtype, rest, std::slice::from_raw_parts_mut(to.add(at), width - at));

@@ -50,6 +50,8 @@ pub(crate) mod testing;
 #[derive(Default)]
 pub(crate) struct Scratch {
     bytes: Vec<u64>,
+    /// What a task found that its caller owed otherwise.
+    fault: Option<String>,
 }
 
 impl Scratch {
@@ -62,6 +64,17 @@ impl Scratch {
             self.bytes.resize(words, 0);
         }
         Ok(())
+    }
+
+    /// Makes the run an error, once it is over. What it leaves in its outputs, and there has to be something, does not
+    /// matter.
+    #[cold]
+    pub(crate) fn fail(&mut self, fault: impl FnOnce() -> String) {
+        self.fault.get_or_insert_with(fault);
+    }
+
+    pub(crate) fn take_fault(&mut self) -> Option<String> {
+        self.fault.take()
     }
 
     /// At least as many bytes as were reserved, aligned to 8.

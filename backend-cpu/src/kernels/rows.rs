@@ -41,19 +41,26 @@ pub(crate) fn cast(inputs: &[Tensor], outputs: &[Tensor], builder: &mut Builder)
     builder.push(Cast { x: inputs[0], out: outputs[0], cut });
 }
 
-/// Element `index` of a vector of ids, below `bound`.
+/// Element `index` of ids, which have to be below `bound`. The caller of a program owes that; for others it gets an error,
+/// not foreign memory.
 ///
 /// # Safety
 /// It is readable.
 #[inline(always)]
-unsafe fn read_id(ids: &Tensor, index: usize, bound: usize, what: &str) -> usize {
+pub(crate) unsafe fn read_id(
+    ids: &Tensor,
+    index: usize,
+    bound: usize,
+    what: &str,
+    scratch: &mut Scratch,
+) -> Option<usize> {
     // SAFETY: the caller's.
     let id = unsafe { ids.base::<i32>().add(index).read_unaligned() };
-    // The caller of a program owes ids in range; what it gets for others is an error, not foreign memory.
-    match usize::try_from(id) {
-        Ok(id) if id < bound => id,
-        _ => panic!("{what} {id} is not in 0..{bound}"),
+    let inside = usize::try_from(id).ok().filter(|id| *id < bound);
+    if inside.is_none() {
+        scratch.fail(|| format!("{what} {id} is not in 0..{bound}"));
     }
+    inside
 }
 
 struct EmbedRows {
@@ -69,12 +76,12 @@ impl Kernel for EmbedRows {
     }
 
     #[inline(always)]
-    unsafe fn run<S: Isa>(&self, _isa: S, step: &Step, task: usize, _scratch: &mut Scratch) {
+    unsafe fn run<S: Isa>(&self, _isa: S, step: &Step, task: usize, scratch: &mut Scratch) {
         let (width, vocab) = (self.out.width(), self.table.extent(0, step));
         for row in self.cut.rows(task, self.out.rows(step)) {
             // SAFETY: the id is inside the table; outputs are aligned; this row belongs to this task.
             unsafe {
-                let id = read_id(&self.ids, row, vocab, "embedded id");
+                let Some(id) = read_id(&self.ids, row, vocab, "embedded id", scratch) else { continue };
                 let bytes = slice::from_raw_parts(self.table.row::<u8>(id), self.table.desc().row_bytes());
                 let out = slice::from_raw_parts_mut(self.out.row::<f32>(row), width);
                 format::decode(self.table.dtype(), bytes, out);
@@ -170,12 +177,13 @@ impl Kernel for SelectRows {
     }
 
     #[inline(always)]
-    unsafe fn run<S: Isa>(&self, _isa: S, step: &Step, task: usize, _scratch: &mut Scratch) {
+    unsafe fn run<S: Isa>(&self, _isa: S, step: &Step, task: usize, scratch: &mut Scratch) {
         let (bytes, bound) = (self.out.desc().row_bytes(), self.x.extent(0, step));
         for row in self.cut.rows(task, self.out.rows(step)) {
             // SAFETY: the id is a row of `x`; this row of `out` belongs to this task.
             unsafe {
-                let id = read_id(&self.ids, row / self.inner, bound, "selected row");
+                let id = read_id(&self.ids, row / self.inner, bound, "selected row", scratch);
+                let Some(id) = id else { continue };
                 let from = self.x.row::<u8>(id * self.inner + row % self.inner);
                 ptr::copy_nonoverlapping(from, self.out.row::<u8>(row), bytes);
             }

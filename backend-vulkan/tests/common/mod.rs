@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses some of it")]
 
 use backend_vulkan::{Arithmetic, VulkanDevice, VulkanError, VulkanOptions};
+use std::{io::Write, sync::Once};
 
 /// `vulkan0`, with the validation layer where there is one. `None`, said aloud, where this machine has no Vulkan, unless
 /// `FATHOM_REQUIRE_VULKAN` says that it must.
@@ -37,10 +38,11 @@ fn required() -> bool {
     std::env::var_os("FATHOM_REQUIRE_VULKAN").is_some()
 }
 
-/// Says that a test is skipped, or fails where `FATHOM_REQUIRE_VULKAN` says that none may be.
+/// Says once that tests are skipped, and past the test harness, which shows nothing of tests that pass; or fails where `FATHOM_REQUIRE_VULKAN` says that none may be.
 pub fn skip(missing: &VulkanError) {
+    static SAID: Once = Once::new();
     assert!(!required(), "{missing}");
-    println!("skipped: {missing}");
+    SAID.call_once(|| drop(writeln!(std::io::stderr(), "skipped: {missing}")));
 }
 
 /// Fails if the validation layer has complained.

@@ -38,6 +38,13 @@ impl SynthFile {
         let published = *shape;
         let mut shape = *shape;
         shape.layers = layers.unwrap_or(shape.layers);
+        if matches!(shape.layers, 26 | 27) && shape.q_lora > 0 {
+            let what = "26 and 27 layers mean DeepSeek-V2-Lite to llama.cpp, which has no query latent";
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("--layers: {what}: take another number"),
+            ));
+        }
         shape.dense_layers = shape.dense_layers.min(shape.layers);
         let mut writer = GgufWriter::new();
         general_keys(&mut writer, &shape, format)?;

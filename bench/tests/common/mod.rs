@@ -44,6 +44,12 @@ impl Said {
     }
 }
 
+/// Says once what is not tried, and past the test harness, which shows nothing of tests that pass.
+pub fn skipped(why: impl std::fmt::Display) {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    SAID.call_once(|| drop(writeln!(std::io::stderr(), "skipped: {why}")));
+}
+
 /// Runs a program without input.
 pub fn run(program: &str, arguments: &[&str]) -> Said {
     run_with(program, arguments, "")
@@ -96,7 +102,7 @@ pub fn shared_models() -> Option<PathBuf> {
     if folder.is_dir() {
         return Some(folder);
     }
-    println!("skipped: ../shared is not there");
+    skipped("tests of ../shared, which is not there");
     None
 }
 

@@ -4,7 +4,7 @@
 //!
 //! | bytes | what |
 //! | --- | --- |
-//! | 8 | `fathom`, 0, version 1 |
+//! | 8 | `fathom`, 0, version 2 |
 //! | 8 | fingerprint of the model |
 //! | 4 | format of the caches, by its place in [`CACHES`] |
 //! | 4 | precision, by its place in [`PRECISIONS`] |
@@ -18,7 +18,7 @@ use super::{Session, SessionError, reserved};
 use crate::{CacheType, Engine, Error, hash::Fnv, model::cache_name};
 use backend_api::Precision;
 
-const MAGIC: [u8; 8] = *b"fathom\0\x01";
+const MAGIC: [u8; 8] = *b"fathom\0\x02";
 const HEADER: usize = 40;
 const TRAILER: usize = 8;
 const CACHES: [CacheType; 3] = [CacheType::F16, CacheType::F32, CacheType::Q8_0];
@@ -35,7 +35,7 @@ impl Session {
         let size = HEADER + 4 * (self.tokens.len() + self.last.len()) + layers * rows + TRAILER;
         let mut bytes = reserved("a session to save", size)?;
         bytes.extend(MAGIC);
-        bytes.extend(self.engine.model().fingerprint()?.to_le_bytes());
+        bytes.extend(self.engine.model().fingerprint().to_le_bytes());
         bytes.extend(place(&CACHES, self.engine.cache_type()).to_le_bytes());
         bytes.extend(place(&PRECISIONS, self.engine.precision()).to_le_bytes());
         bytes.extend((self.tokens.len() as u64).to_le_bytes());
@@ -75,7 +75,7 @@ impl Engine {
         expect("header", format!("{MAGIC:?}"), format!("{:?}", &bytes[..8]))?;
         let sum = u64_at(bytes, body.len());
         expect("checksum", format!("{:016x}", checksum(body)), format!("{sum:016x}"))?;
-        let fingerprint = self.model().fingerprint()?;
+        let fingerprint = self.model().fingerprint();
         expect("model", format!("{fingerprint:016x}"), format!("{:016x}", u64_at(bytes, 8)))?;
         let cache = named(&CACHES.map(|cache| cache.to_string()), u32_at(bytes, 16));
         expect("cache type", self.cache_type().to_string(), cache)?;

@@ -300,12 +300,44 @@ impl Checkpoint {
         Ok(pool.install(|| make(dtype, values.as_slice())))
     }
 
+    /// Bytes of memory that [`load`](Checkpoint::load) takes for the tensor; `None` for one that it gives a range of the
+    /// map of, and for one that is not there.
+    pub fn made_bytes(&self, name: &str) -> Option<u64> {
+        match self.find(name)? {
+            (info, Location::Made(_)) => Some(info.bytes),
+            _ => None,
+        }
+    }
+
     /// Bytes in the files, scales included, of a tensor in FP8, which [`load`](Checkpoint::load) gives in four times
     /// as many; `None` for one of another format.
     pub fn fp8_bytes(&self, name: &str) -> Option<u64> {
         match self.find(name)? {
             (_, Location::Made(assembly)) => assembly.fp8_bytes(),
             _ => None,
+        }
+    }
+
+    /// Some bytes of a tensor as the files have it, few enough to read for all: two models that are not the same differ in
+    /// them. None of a tensor that is not there.
+    pub(crate) fn sample(&self, name: &str, mut see: impl FnMut(&[u8])) {
+        const BYTES: usize = 4096;
+        let mut edges = |weight: &WeightBytes| {
+            let bytes = weight.as_slice();
+            see(&bytes[..bytes.len().min(BYTES)]);
+            see(&bytes[bytes.len().saturating_sub(BYTES)..]);
+        };
+        match self.find(name) {
+            Some((_, Location::Mapped(weight))) => edges(weight),
+            Some((_, Location::Made(assembly))) => {
+                assembly
+                    .parts
+                    .first()
+                    .into_iter()
+                    .chain(assembly.parts.last())
+                    .for_each(|part| edges(&part.values));
+            }
+            None => {}
         }
     }
 

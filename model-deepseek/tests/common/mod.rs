@@ -8,6 +8,7 @@ use backend_cpu::{CpuDevice, CpuOptions};
 use graph::{Devices, Placement};
 use model_deepseek::{CacheType, Engine, Model, Options, Session, Wanted};
 use std::{
+    io::Write,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -27,8 +28,14 @@ pub fn shared_models() -> Option<PathBuf> {
     if models.is_dir() {
         return Some(models);
     }
-    println!("skipped: ../shared is not there");
+    skipped("tests of ../shared, which is not there");
     None
+}
+
+/// Says once what is not tried, and past the test harness, which shows nothing of tests that pass.
+pub fn skipped(why: impl std::fmt::Display) {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    SAID.call_once(|| drop(writeln!(std::io::stderr(), "skipped: {why}")));
 }
 
 /// Two threads, and the instruction set that `FATHOM_ISA` or the processor says.

@@ -95,6 +95,7 @@ pub fn ggml_type(dtype: DType) -> GgmlType {
     match dtype {
         DType::F32 => GgmlType(0),
         DType::F16 => GgmlType(1),
+        DType::Q4_0 => GgmlType(2),
         DType::Q8_0 => GgmlType(8),
         other => panic!("tests write no {other}"),
     }

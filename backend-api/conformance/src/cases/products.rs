@@ -92,9 +92,11 @@ fn mat_mul(cases: &mut Cases, index: usize, dtype: DType, precision: Precision) 
         let product = Product { dtype, precision, k, m, n, outer, gap, skipped };
         cases.add(format!("MatMul {}", product.name()), move |b| product.build(b));
     }
-    // As deep as a large model.
-    let product = Product { dtype, precision, k: 7168, m: 5, n: 2, outer: Outer::Rows, gap: 0, skipped: 0 };
-    cases.add(format!("MatMul deep {}", product.name()), move |b| product.build(b));
+    // Deeper than what is summed in one go, and as deep as DeepSeek-V3's dense layers.
+    for (k, n) in [(8448, 2), (18_432, 1)] {
+        let product = Product { dtype, precision, k, m: 5, n, outer: Outer::Rows, gap: 0, skipped: 0 };
+        cases.add(format!("MatMul deep {}", product.name()), move |b| product.build(b));
+    }
     let largest = depths[depths.len() - 1];
     let product =
         Product { dtype, precision, k: largest, m: 65, n: 70, outer: Outer::Rows, gap: 0, skipped: 0 };

@@ -256,7 +256,7 @@ unsafe fn leave(layout: Layout, x: *const f32, row: Row, to: *mut f32) {
                 row.small(block)[group]
             };
             for i in first..first + layout.group {
-                *to.add(i) = *x.add(i) - step * f32::from(*row.quants(i));
+                *to.add(i) = x.add(i).read_unaligned() - step * f32::from(*row.quants(i));
             }
         }
     }

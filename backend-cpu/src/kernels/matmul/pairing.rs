@@ -3,7 +3,7 @@
 use crate::{
     builder::Builder,
     isa::Isa,
-    kernels::{Kernel, Scratch},
+    kernels::{Kernel, Scratch, rows::read_id},
     tensor::{Tensor, product},
 };
 use backend_api::Step;
@@ -152,16 +152,12 @@ impl Kernel for Group {
     }
 
     #[inline(always)]
-    unsafe fn run<S: Isa>(&self, _isa: S, step: &Step, _task: usize, _scratch: &mut Scratch) {
+    unsafe fn run<S: Isa>(&self, _isa: S, step: &Step, _task: usize, scratch: &mut Scratch) {
         let Groups { ids, experts, table } = self.0;
         let (rows, used) = (ids.rows(step), ids.width());
-        // SAFETY: the table has room for all experts and entries; ids are dense, and below `experts` (the caller owes
-        // it, and `min` keeps a wrong one inside).
+        // SAFETY: the table has room for all experts and entries; ids are dense.
         unsafe {
-            let expert = |entry: usize| {
-                let id = ids.base::<i32>().add(entry).read_unaligned();
-                (id as usize).min(experts - 1)
-            };
+            let mut expert = |entry: usize| read_id(&ids, entry, experts, "expert", scratch).unwrap_or(0);
             let group = |index: usize, field: usize| table.add(1 + 3 * index + field);
             for index in 0..experts {
                 *group(index, 2) = 0;

@@ -1,7 +1,11 @@
 //! Products of every format and instruction set against float64, and few rows against many.
 
-use super::*;
+use super::{
+    activations::{Layout, Quantized},
+    *,
+};
 use crate::{
+    buffer::Memory,
     isa::Level,
     kernels::{
         Scratch,
@@ -33,12 +37,12 @@ impl Case {
     }
 }
 
-/// Runs what `build` pushed, one task after the other.
-fn run(level: Level, step: Step, build: impl FnOnce(&mut Builder)) {
+/// Runs what `build` pushed, one task after the other. Returns the memory between kernels.
+fn run(level: Level, step: Step, build: impl FnOnce(&mut Builder)) -> Vec<Memory> {
     let mut builder =
         Builder::new("test", level, 2, Capacity { rows: step.rows, outputs: step.rows, kv_len: 64 });
     build(&mut builder);
-    let (phases, _memory) = builder.finish();
+    let (phases, memory) = builder.finish();
     let mut scratch = Scratch::default();
     for phase in &phases {
         scratch.reserve(phase.kernel.scratch_bytes()).expect("room");
@@ -47,6 +51,7 @@ fn run(level: Level, step: Step, build: impl FnOnce(&mut Builder)) {
             unsafe { phase.kernel.run(&step, task, &mut scratch) }
         }
     }
+    memory
 }
 
 fn step(rows: usize) -> Step {
@@ -83,6 +88,76 @@ fn nmse(want: &[f64], found: &[f32]) -> f64 {
 }
 
 const PRECISIONS: [Precision; 3] = [Precision::Default, Precision::Fine, Precision::F32];
+
+/// Groups that are much smaller than their neighbours keep their digits, and a second part what the first leaves.
+#[test]
+fn activations_are_rounded_finely() {
+    let k = 512;
+    let layouts = [Layout::small(k), Layout::k_quants(k, 16), Layout::k_quants(k, 32)];
+    let sizes = [1.0, 0.02, 0.3, 0.6];
+    let x: Vec<f32> = numbers(2 * k, 5)
+        .into_iter()
+        .enumerate()
+        .map(|(i, x)| x * sizes[i / 16 % 4] * sizes[i / k])
+        .collect();
+    for (layout, group, block) in [(layouts[0], 16, 16), (layouts[1], 16, 256), (layouts[2], 32, 256)] {
+        each_level(|level| {
+            let mut quantized = None;
+            let tensor = input(&x, DType::F32, Shape::rows(&[k]));
+            let memory =
+                run(level, step(2), |builder| quantized = Some(Quantized::of(&tensor, layout, 2, builder)));
+            let quantized = quantized.expect("built");
+            for (row, x) in x.chunks(k).enumerate() {
+                let parts = [0, 1].map(|part| quantized.row(row, part));
+                let largest = |values: &[f32]| values.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+                for i in 0..k {
+                    let near = |size: usize| largest(&x[i / size * size..][..size]);
+                    // Beside K-quants a scale is an integer of at most 7.
+                    let step =
+                        near(group) / 127.0 + if block > group { near(block) / (7.0 * 127.0) } else { 0.0 };
+                    // SAFETY: the rows are filled, and `memory` is alive.
+                    let [one, two] = parts.map(|part| unsafe {
+                        let q = f32::from(*part.quants(i));
+                        match block {
+                            256 => {
+                                let beside = part.k_scales(i / 256);
+                                beside.d * beside.scales[i % 256 / group] as f32 * q
+                            }
+                            _ => part.small(i / 32)[i % 32 / 16] * q,
+                        }
+                    });
+                    assert!((x[i] - one).abs() <= 0.501 * step, "{level}: {i}: {one} for {}, {step}", x[i]);
+                    assert!(
+                        (x[i] - one - two).abs() <= step / 127.0,
+                        "{level}: {i}: {one} + {two}, {}",
+                        x[i]
+                    );
+                }
+            }
+            drop(memory);
+        });
+    }
+}
+
+/// Inputs may start anywhere.
+#[test]
+fn activations_may_start_at_an_odd_byte() {
+    let case = Case { dtype: DType::Q4_K, matrices: 1, m: 5, k: 256 };
+    let (bytes, _) = case.weights();
+    let x = numbers(3 * case.k, 3);
+    let mut shifted = vec![0u8; 1];
+    shifted.extend(x.iter().flat_map(|x| x.to_le_bytes()));
+    each_level(|level| {
+        for precision in PRECISIONS {
+            let mut out = vec![f32::NAN; 3 * case.m];
+            let w = input(&bytes, case.dtype, Shape::fixed(&[case.m, case.k]));
+            let y = output(&mut out, &[case.m]);
+            let x_there = input(&shifted[1..], DType::F32, Shape::rows(&[case.k]));
+            run(level, step(3), |builder| matmul(&w, &x_there, &y, precision, builder));
+            assert_eq!(out, product_of(level, &case, &bytes, &x, 3, precision), "{level}, {precision:?}");
+        }
+    });
+}
 
 #[test]
 fn products_are_right_in_every_format() {

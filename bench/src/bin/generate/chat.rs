@@ -10,7 +10,7 @@ use rustyline::{DefaultEditor, error::ReadlineError};
 use std::{
     io::{self, BufRead, IsTerminal, StdinLock, Write},
     ops::ControlFlow,
-    process, slice,
+    process,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -93,18 +93,21 @@ struct Conversation<'m> {
 impl Conversation<'_> {
     /// Takes a turn of the user's, and writes the model's.
     fn answer(&mut self, line: String) -> Result<(), Failure> {
+        let before = self.messages.len();
         self.messages.push(Message::new("user", line));
-        let Some(ids) = self.prompt()? else { return Ok(()) };
+        let Some((ids, dropped)) = self.prompt()? else { return Ok(()) };
         let start = Instant::now();
         let new = match self.feed(&ids) {
             Ok(new) => new,
             Err(Error::Session(SessionError::Cancelled { .. })) => {
-                self.messages.pop();
+                // The turn did not happen.
+                self.messages.truncate(before);
                 eprintln!("(stopped)");
                 return Ok(());
             }
             Err(other) => return Err(other.into()),
         };
+        self.messages.drain(..dropped);
         let prefill = Rate::since(start, new);
 
         let start = Instant::now();
@@ -138,25 +141,26 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    /// The conversation as tokens: without what was said before the last message where the context has no room for all
-    /// and a token of the answer. `None` where it has none for that message alone, which then counts as not said.
-    fn prompt(&mut self) -> Result<Option<Vec<u32>>, Failure> {
+    /// The conversation as tokens: without what was said before the last message, so many messages, where the context has
+    /// no room for all and a token of the answer. `None` where it has none for that message alone, which then counts as
+    /// not said.
+    fn prompt(&mut self) -> Result<Option<(Vec<u32>, usize)>, Failure> {
         let context = self.session.engine().context();
         let ids = self.encode(&self.messages)?;
         if ids.len() < context {
-            return Ok(Some(ids));
+            return Ok(Some((ids, 0)));
         }
-        let Some(last) = self.messages.pop() else { return Ok(None) };
-        let alone = self.encode(slice::from_ref(&last))?;
+        let before = self.messages.len() - 1;
+        let alone = self.encode(&self.messages[before..])?;
         if alone.len() < context {
             let all = ids.len();
             eprintln!(
                 "notice: the conversation has {all} tokens, too many for the context of {context}: only your last \
                  message is kept (give --ctx more)"
             );
-            self.messages = vec![last];
-            return Ok(Some(alone));
+            return Ok(Some((alone, before)));
         }
+        self.messages.truncate(before);
         let (found, least) = (alone.len(), alone.len() + 1);
         let message = format!(
             "the message has {found} tokens, too many for the context of {context}: give --ctx {least} or more"

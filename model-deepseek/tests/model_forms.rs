@@ -277,6 +277,31 @@ fn what_a_directory_lacks_is_named_as_it_would_be_there() {
     }
 }
 
+/// As what is there and does not fit.
+#[test]
+fn what_does_not_fit_in_a_directory_is_named_as_it_is_there() {
+    let model = Model::new(Shape { yarn: None, ..Shape::default() }.file().checkpoint()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    as_hugging_face(&model, directory.path(), None);
+    let file = directory.path().join("config.json");
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    for (key, value, rest) in [
+        ("vocab_size", 97, "`model.embed_tokens.weight`: expected shape [97, 64], found shape [96, 64]"),
+        (
+            "moe_intermediate_size",
+            16,
+            "`model.layers.1.mlp.experts.*.gate_proj.weight`: expected shape [16, 16, 64], found shape [16, 32, 64]",
+        ),
+    ] {
+        let mut config = config.clone();
+        config[key] = value.into();
+        std::fs::write(&file, config.to_string()).unwrap();
+        let error = Model::open(directory.path()).err().unwrap().to_string();
+        let path = directory.path().join("model.safetensors");
+        assert_eq!(error, format!("{}: tensor {rest}", path.display()));
+    }
+}
+
 /// Errors of keys name the file, whichever of the two kinds they are, and once.
 #[test]
 fn errors_of_keys_name_the_file_once() {

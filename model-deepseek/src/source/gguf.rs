@@ -224,7 +224,8 @@ fn tensor_entry(cursor: &mut Cursor<'_>, name: &str, file: &Arc<Path>) -> Result
     let offset = cursor.u64()?;
     let dtype = ggml_type.dtype().ok_or(StoredType::Ggml(ggml_type));
     let bytes = tensor_bytes(ggml_type, &shape)?.unwrap_or(0);
-    Ok((TensorInfo { name: name.to_owned(), dtype, shape, bytes, file: file.clone() }, offset))
+    let info = TensorInfo { name: name.to_owned(), dtype, shape, bytes, file: file.clone(), origin: None };
+    Ok((info, offset))
 }
 
 /// Bytes of a tensor; `None` for a type whose layout is not known. Both readers of files and the writer use it.

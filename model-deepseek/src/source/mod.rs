@@ -49,6 +49,8 @@ pub struct TensorInfo {
     pub bytes: u64,
     /// The file it is in; for stacked experts, the file of the first.
     pub file: Arc<Path>,
+    /// Its name in the file, for errors, where that is another one.
+    origin: Option<Box<str>>,
 }
 
 impl TensorInfo {
@@ -64,12 +66,17 @@ impl TensorInfo {
     }
 
     fn wrong(&self, flaw: error::Flaw) -> SourceError {
-        flaw.at(&self.file, Place::Tensor(self.name.clone()))
+        flaw.at(&self.file, self.place())
+    }
+
+    /// As whoever looks into the file finds it.
+    fn place(&self) -> Place {
+        Place::Tensor(self.origin.as_deref().unwrap_or(&self.name).to_owned())
     }
 
     /// An error about this tensor, for rules that only a caller knows, such as a shape.
     pub fn invalid(&self, expected: impl Into<String>, found: impl Into<String>) -> SourceError {
-        SourceError::invalid(&self.file, Place::Tensor(self.name.clone()), expected, found)
+        SourceError::invalid(&self.file, self.place(), expected, found)
     }
 }
 
@@ -274,8 +281,8 @@ impl Checkpoint {
         }
     }
 
-    /// Names the tensor as the files would.
     fn missing(&self, name: &str) -> SourceError {
+        // As the files would name it.
         let name = match self.keys {
             OwnedKeys::Gguf(_) => None,
             OwnedKeys::HuggingFace(_) => hf_names::origin(name),

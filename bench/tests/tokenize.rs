@@ -5,6 +5,7 @@ use common::{austen, keys, run, run_with, shared_models};
 use std::fs;
 
 const TOKENIZE: &str = env!("CARGO_BIN_EXE_tokenize");
+const PLACEMENT: &str = env!("CARGO_BIN_EXE_placement");
 
 const TEXTS: [&str; 7] = [
     "Emma Woodhouse, handsome, clever, and rich",
@@ -136,4 +137,47 @@ fn a_file_without_tensors_will_do() {
     let model = models.join("tokenizers/vocab-deepseek-llm.gguf");
     let json = run(TOKENIZE, &["--model", model.to_str().unwrap(), "--text", "Hello world", "--json"]).json();
     assert_eq!(json["pieces"], serde_json::json!(["Hello", " world"]));
+}
+
+/// A file that was cut after its keys, and the first of nine files without the others: no model, but a tokenizer.
+#[test]
+fn keys_alone_will_do() {
+    let whole = fs::read(austen()).unwrap();
+    let expected = run(TOKENIZE, &["--model", &austen(), "--text", TEXTS[0]]).ok();
+    // Two more keys (u16), in front.
+    let key = |name: &str, value: u16| {
+        let parts =
+            [&name.len().to_le_bytes()[..], name.as_bytes(), &2u32.to_le_bytes(), &value.to_le_bytes()];
+        parts.concat()
+    };
+    let keys = u64::from_le_bytes(whole[16..24].try_into().unwrap()) + 2;
+    let split = [key("split.no", 0), key("split.count", 9)].concat();
+    let split = [&whole[..16], &keys.to_le_bytes(), &split, &whole[24..], &[0; 64]].concat();
+    let folder = tempfile::tempdir().unwrap();
+    let cut = folder.path().join("cut.gguf");
+    fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    let set = folder.path().join("set");
+    fs::create_dir(&set).unwrap();
+    let first = set.join("m-00001-of-00009.gguf");
+    fs::write(&first, &split).unwrap();
+    // Another one has no keys of the model.
+    let other = set.join("m-00003-of-00009.gguf");
+    fs::write(&other, [&whole[..8], &[0; 16]].concat()).unwrap();
+    for model in [&cut, &first, &set, &other] {
+        let model = model.to_str().unwrap();
+        assert_eq!(run(TOKENIZE, &["--model", model, "--text", TEXTS[0]]).ok(), expected, "{model}");
+    }
+    // To run, a model has to be whole.
+    for (model, words) in [(&cut, "within the"), (&first, "file `m-00002-of-00009.gguf` is missing")] {
+        let error =
+            run(PLACEMENT, &["--model", model.to_str().unwrap(), "--device", "null:gpu:1GiB"]).error();
+        assert!(error.contains(words), "{error}");
+    }
+    // The others alone have no tokenizer, and a file cut within its keys has not all of them.
+    fs::remove_file(&first).unwrap();
+    let error = run(TOKENIZE, &["--model", other.to_str().unwrap(), "--text", ""]).error();
+    assert!(error.contains("m-00003-of-00009.gguf: key `tokenizer.ggml.model` is missing"), "{error}");
+    fs::write(&cut, &whole[..5000]).unwrap();
+    let error = run(TOKENIZE, &["--model", cut.to_str().unwrap(), "--text", ""]).error();
+    assert!(error.contains("cut.gguf: key `"), "{error}");
 }

@@ -21,6 +21,10 @@ const MAX_LAYERS: usize = 4096;
 /// The largest of any other dimension, for the same reason.
 const MAX_DIMENSION: usize = 1 << 24;
 
+/// The most elements that turn with the position: each pair's frequency is computed before any tensor shows that there
+/// are so many. All published models have 64.
+const MAX_ROPE_DIMENSION: usize = 4096;
+
 /// What a DeepSeek model is made of: the symbols of the papers (DeepSeek-V2, arXiv 2405.04434, and V3,
 /// arXiv 2412.19437).
 #[derive(Clone, Debug, PartialEq)]
@@ -108,9 +112,10 @@ impl Config {
     /// The first key that is missing, of a wrong type, out of range or at odds with another, with what was
     /// expected and found; an architecture that is not supported, by name.
     pub fn read(checkpoint: &Checkpoint) -> Result<Config, ConfigError> {
+        let has_tensor = &|name: &str| checkpoint.tensor(name).is_some();
         match checkpoint.keys() {
-            Keys::Gguf(metadata) => Self::from_gguf(metadata, &|name| checkpoint.tensor(name).is_some()),
-            Keys::HuggingFace(json) => Self::from_hugging_face(json),
+            Keys::Gguf(metadata) => Self::from_gguf(metadata, has_tensor),
+            Keys::HuggingFace(json) => Self::from_hugging_face(json, has_tensor),
         }
     }
 
@@ -183,8 +188,10 @@ fn layer_count(key: &str, value: usize) -> Result<usize, ConfigError> {
 
 /// `value`, if it can be the number of rotated elements: they turn in pairs.
 fn rope_dimension(key: &str, value: usize) -> Result<usize, ConfigError> {
-    let value = dimension(key, value)?;
-    if value.is_multiple_of(2) { Ok(value) } else { Err(ConfigError::key(key, "an even number", value)) }
+    if (2..=MAX_ROPE_DIMENSION).contains(&value) && value.is_multiple_of(2) {
+        return Ok(value);
+    }
+    Err(ConfigError::key(key, format!("an even number from 2 to {MAX_ROPE_DIMENSION}"), value))
 }
 
 /// `value`, if it is finite and more than `bound`.

@@ -5,7 +5,7 @@ use crate::{
     source::SourceError,
 };
 use graph::{BuildError, LoadError, PlanError, RunError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Any error of this crate. Each names what it is about: file, key, tensor, device or option, with what was
@@ -72,4 +72,14 @@ pub enum Error {
         /// What it is.
         found: String,
     },
+}
+
+impl Error {
+    /// An error of hyperparameters in the checkpoint at `path`; one of a key's type has its file already.
+    pub(crate) fn config(path: &Path, error: ConfigError) -> Error {
+        match error {
+            ConfigError::Source(error) => Error::Source(error),
+            error => Error::Config { path: path.to_owned(), error: error.into() },
+        }
+    }
 }

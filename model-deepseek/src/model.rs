@@ -39,8 +39,7 @@ impl Model {
     /// # Errors
     /// As [`Model::open`].
     pub fn new(checkpoint: Checkpoint) -> Result<Self, Error> {
-        let config = Config::read(&checkpoint)
-            .map_err(|error| Error::Config { path: checkpoint.path().to_owned(), error: error.into() })?;
+        let config = Config::read(&checkpoint).map_err(|error| Error::config(checkpoint.path(), error))?;
         let notices = config.notices.clone();
         let mut model = Model { checkpoint, config, notices, tokenizer: OnceLock::new() };
         // Building the graph asks for every weight by name and shape: which tensors a model needs is written

@@ -1,55 +1,21 @@
 //! SECURITY.md's bound on the memory of chat templates, by counting on all threads. Alone in its file, because every
 //! thread of the process is counted.
-#![allow(unsafe_code, reason = "a global allocator that counts")]
 
+mod counting;
+
+use counting::Measuring;
 use model_deepseek::chat::{ChatTemplate, Message};
 use serde_json::{Value, json};
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    ptr,
-    sync::atomic::{AtomicUsize, Ordering},
-};
-
-static TAKEN: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-
-/// What ends the test rather than the machine that it runs on.
-const ENOUGH: usize = 2 << 30;
-
-struct Counting;
-
-// SAFETY: everything is passed on to the system's allocator, which keeps the contract; a null pointer means that there
-// is no memory; counting does not allocate.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let taken = TAKEN.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        MOST.fetch_max(taken, Ordering::Relaxed);
-        if taken > ENOUGH {
-            return ptr::null_mut();
-        }
-        // SAFETY: the caller's layout, as it came.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        TAKEN.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the pointer is of `alloc`, which is the system's.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Renders a template and answers how many bytes that took at the most, and what became of it.
-fn render(source: &str, messages: &[Message]) -> (usize, Result<usize, String>) {
-    let before = TAKEN.load(Ordering::Relaxed);
-    MOST.store(before, Ordering::Relaxed);
-    let text = ChatTemplate::new(source, "<s>", "</s>")
-        .and_then(|template| template.render(messages, false, &Value::Null))
-        .map(|text| text.len())
-        .map_err(|error| error.to_string());
-    (MOST.load(Ordering::Relaxed) - before, text)
+fn render(alone: &Measuring, source: &str, messages: &[Message]) -> (usize, Result<usize, String>) {
+    let (text, most) = alone.peak(|| {
+        ChatTemplate::new(source, "<s>", "</s>")
+            .and_then(|template| template.render(messages, false, &Value::Null))
+            .map(|text| text.len())
+            .map_err(|error| error.to_string())
+    });
+    (most, text)
 }
 
 /// Does `step` to `ns.x`, which begins as `start`, forty times, and then writes it out.
@@ -171,12 +137,13 @@ fn templates_take_bounded_memory() {
         "{% block b %}{{ ns.x }}{{ self.b() }}{% endblock %}",
     ];
     // The engine, threads and the like take theirs once.
-    render("{{ 1 }}", &[]).1.unwrap();
+    let alone = Measuring::alone();
+    render(&alone, "{{ 1 }}", &[]).1.unwrap();
     let few = [Message::new("user", "hi")];
     let many: Vec<_> = (0..40).map(|turn| Message::new("user", "é\u{1}<".repeat(turn * 64))).collect();
     let mut worst = (0, String::new());
     let mut within = |source: String, messages: &[Message]| {
-        let (most, text) = render(&source, messages);
+        let (most, text) = render(&alone, &source, messages);
         let bound = (64 << 20) + messages.len() * (64 << 10) + 64 * json!(messages).to_string().len();
         assert!(most < bound, "{source}: {most} bytes, {text:?}");
         worst = worst.clone().max((most, source));

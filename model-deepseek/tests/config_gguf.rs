@@ -187,6 +187,9 @@ fn missing_keys_mean_what_they_did_when_files_lacked_them() {
     check(&[without("expert_weights_norm")], &SPLIT, |c| !moe(c).route.renormalise);
     let groups = [without("expert_group_count"), without("expert_group_used_count")];
     check(&groups, &SPLIT, |c| (moe(c).route.groups, moe(c).route.groups_used) == (1, 1));
+    check(&[without("attention.head_count_kv")], &SPLIT, |c| c.attention.heads == 128);
+    let heads = [set("attention.head_count", vec![128u32; 2]), without("attention.head_count_kv")];
+    check(&heads, &SPLIT, |c| c.attention.heads == 128);
     check(&[without("rope.freq_base")], &SPLIT, |c| c.attention.rope.base == 10000.0);
     check(&[without("rope.scaling.original_context_length")], &SPLIT, |c| {
         matches!(c.attention.rope.scaling, RopeScaling::Yarn { original_context: 163_840.0, .. })
@@ -294,6 +297,7 @@ fn bad_values_are_refused_by_name() {
         (set("attention.layer_norm_rms_epsilon", f32::NAN), "finite"),
         (set("attention.key_length_mla", 64u32), "more than the 64"),
         (set("rope.dimension_count", 63u32), "an even number"),
+        (set("rope.dimension_count", 1u32 << 24), "an even number from 2 to 4096"),
         (set("rope.freq_base", 1f32), "above 1"),
         (set("rope.scaling.type", "longrope"), "`none`, `linear` or `yarn`"),
         (set("rope.scaling.factor", -1f32), "above 0"),

@@ -3,9 +3,14 @@
 use backend_api::Gating;
 use model_deepseek::{
     Config,
-    config::{FeedForward, MoeConfig, RopeScaling},
+    config::{ConfigError, FeedForward, MoeConfig, RopeScaling},
 };
 use serde_json::{Value, json};
+
+/// Reads a configuration whose model has a head of its own.
+fn read(config: &Value) -> Result<Config, ConfigError> {
+    Config::from_hugging_face(config, &|name| name == "output.weight")
+}
 
 fn v3_json() -> Value {
     json!({
@@ -53,7 +58,7 @@ fn moe(config: &Config) -> &MoeConfig {
 
 #[test]
 fn v3_as_published() {
-    let config = Config::from_hugging_face(&v3_json()).unwrap();
+    let config = read(&v3_json()).unwrap();
     assert_eq!((config.layers(), config.next_token_layers, config.tied_head), (5, 1, false));
     assert_eq!(config.attention.q_lora_rank, Some(1536));
     assert_eq!((config.attention.nope, config.attention.value), (128, 128));
@@ -70,7 +75,7 @@ fn v3_as_published() {
 
 #[test]
 fn v2_lite_as_published() {
-    let config = Config::from_hugging_face(&v2_lite()).unwrap();
+    let config = read(&v2_lite()).unwrap();
     assert_eq!(config.attention.q_lora_rank, None);
     assert_eq!(format!("{:.6}", config.attention.scale), "0.114721");
     assert_eq!(config.attention.rope.magnitude, 1.0);
@@ -87,7 +92,7 @@ fn v2_lite_as_published() {
 fn v2_limits_groups_and_says_how() {
     let changes = json!({ "topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3,
                           "n_routed_experts": 160, "routed_scaling_factor": 16.0 });
-    let config = Config::from_hugging_face(&with(v2_lite(), changes)).unwrap();
+    let config = read(&with(v2_lite(), changes)).unwrap();
     let route = moe(&config).route;
     assert_eq!((route.groups, route.groups_used, route.scale), (8, 3, 16.0));
     assert!(config.notices[0].contains("group_limited_greedy"), "{:?}", config.notices);
@@ -96,7 +101,7 @@ fn v2_limits_groups_and_says_how() {
 #[test]
 fn moonlight_has_no_scaling_and_no_query_rank() {
     let changes = json!({ "rope_scaling": null, "q_lora_rank": null, "rope_theta": 50000.0 });
-    let config = Config::from_hugging_face(&with(v3_json(), changes)).unwrap();
+    let config = read(&with(v3_json(), changes)).unwrap();
     assert_eq!(config.attention.q_lora_rank, None);
     assert_eq!(config.attention.rope.scaling, RopeScaling::None);
     assert_eq!(config.attention.rope.base, 50000.0);
@@ -110,7 +115,7 @@ fn kimi_k2_has_betas_of_its_own() {
                           "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096 });
     let changes = json!({ "model_type": "kimi_k2", "rope_theta": 50000.0, "rope_scaling": scaling,
                           "n_routed_experts": 384, "n_group": 1, "topk_group": 1 });
-    let config = Config::from_hugging_face(&with(v3_json(), changes)).unwrap();
+    let config = read(&with(v3_json(), changes)).unwrap();
     let rope = &config.attention.rope;
     // c(1) = 19.1…: pairs to 19 stay, from 20 on they are interpolated.
     for (pair, theta) in rope.inverse_frequencies().into_iter().enumerate() {
@@ -133,7 +138,7 @@ fn glm_4_7_flash() {
         "hidden_act": "silu", "max_position_embeddings": 202752, "rope_interleave": true,
         "rope_parameters": { "partial_rotary_factor": 1.0, "rope_theta": 1000000, "rope_type": "default" },
     });
-    let config = Config::from_hugging_face(&config).unwrap();
+    let config = read(&config).unwrap();
     assert_eq!(config.attention.rope.base, 1e6);
     assert_eq!(config.attention.scale, 1.0 / 16.0);
     assert!(matches!(config.feed_forward[0], FeedForward::Dense { width: 10240 }));
@@ -155,7 +160,7 @@ fn two_multipliers() {
         let mut config = v3_json();
         config["rope_scaling"]["mscale"] = mscale;
         config["rope_scaling"]["mscale_all_dim"] = all_dim;
-        let attention = Config::from_hugging_face(&config).unwrap().attention;
+        let attention = read(&config).unwrap().attention;
         assert!((attention.rope.magnitude - magnitude).abs() < 1e-12, "{config}");
         assert!((attention.scale - growth * growth / 192f64.sqrt()).abs() < 1e-12, "{config}");
     }
@@ -164,8 +169,23 @@ fn two_multipliers() {
 #[test]
 fn a_model_may_be_dense_throughout() {
     let config = with(v3_json(), json!({ "n_routed_experts": null }));
-    let config = Config::from_hugging_face(&config).unwrap();
+    let config = read(&config).unwrap();
     assert!(config.feed_forward.iter().all(|f| *f == FeedForward::Dense { width: 18432 }));
+}
+
+/// As it says, and where it says nothing as the tensors do.
+#[test]
+fn a_head_may_be_tied() {
+    for (said, head, tied) in [
+        (json!(true), true, true),
+        (json!(false), false, false),
+        (json!(null), true, false),
+        (json!(null), false, true),
+    ] {
+        let json = with(v3_json(), json!({ "tie_word_embeddings": said }));
+        let config = Config::from_hugging_face(&json, &|name| head && name == "output.weight").unwrap();
+        assert_eq!(config.tied_head, tied, "{said}, with a head: {head}");
+    }
 }
 
 #[test]
@@ -189,14 +209,13 @@ fn required_keys_are_named() {
         "rope_theta",
         "max_position_embeddings",
     ] {
-        let error =
-            Config::from_hugging_face(&with(v3_json(), json!({ key: null }))).unwrap_err().to_string();
+        let error = read(&with(v3_json(), json!({ key: null }))).unwrap_err().to_string();
         assert!(error.contains(key) && error.contains("found nothing"), "{key}: {error}");
     }
     for key in ["factor", "original_max_position_embeddings"] {
         let mut config = v3_json();
         config["rope_scaling"][key] = Value::Null;
-        let error = Config::from_hugging_face(&config).unwrap_err().to_string();
+        let error = read(&config).unwrap_err().to_string();
         assert!(error.contains(&format!("rope_scaling.{key}")), "{key}: {error}");
     }
 }
@@ -216,6 +235,7 @@ fn bad_values_are_refused_by_name() {
         ("hidden_size", json!(-1), "not negative"),
         ("hidden_size", json!(1.5), "an integer"),
         ("qk_rope_head_dim", json!(63), "an even number"),
+        ("qk_rope_head_dim", json!(1 << 24), "an even number from 2 to 4096"),
         ("qk_head_dim", json!(100), "192"),
         ("num_key_value_heads", json!(8), "128"),
         ("scoring_func", json!("tanh"), "`softmax` or `sigmoid`"),
@@ -230,13 +250,12 @@ fn bad_values_are_refused_by_name() {
         ("mlp_layer_types", json!(["dense"]), "each of the 5 layers"),
     ];
     for (key, value, expected) in table {
-        let error =
-            Config::from_hugging_face(&with(v3_json(), json!({ key: value }))).unwrap_err().to_string();
+        let error = read(&with(v3_json(), json!({ key: value }))).unwrap_err().to_string();
         assert!(error.contains(key) && error.contains(expected), "{key}: {error}");
     }
     let mut dynamic = v3_json();
     dynamic["rope_scaling"]["type"] = json!("dynamic");
-    let error = Config::from_hugging_face(&dynamic).unwrap_err().to_string();
+    let error = read(&dynamic).unwrap_err().to_string();
     assert!(error.contains("rope_scaling.type") && error.contains("`dynamic`"), "{error}");
-    assert!(Config::from_hugging_face(&json!([1, 2])).is_err());
+    assert!(read(&json!([1, 2])).is_err());
 }

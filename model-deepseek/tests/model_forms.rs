@@ -256,6 +256,80 @@ fn a_random_model() {
     check(shape.file().checkpoint());
 }
 
+/// No form says that the head is the embedding: there is no other.
+#[test]
+fn a_tied_head() {
+    check(Shape { yarn: None, tied: true, ..Shape::default() }.file().checkpoint());
+}
+
+#[test]
+fn what_a_directory_lacks_is_named_as_it_would_be_there() {
+    let model = Model::new(Shape { yarn: None, tied: true, ..Shape::default() }.file().checkpoint()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    as_hugging_face(&model, directory.path(), None);
+    let file = directory.path().join("config.json");
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    for (key, value, name) in [
+        ("tie_word_embeddings", false.into(), "lm_head.weight"),
+        ("num_hidden_layers", 4.into(), "model.layers.3.input_layernorm.weight"),
+        ("first_k_dense_replace", 2.into(), "model.layers.1.mlp.gate_proj.weight"),
+    ] {
+        let mut config = config.clone();
+        config[key] = value;
+        std::fs::write(&file, config.to_string()).unwrap();
+        let error = Model::open(directory.path()).err().unwrap().to_string();
+        let path = directory.path().display();
+        assert_eq!(error, format!("{path}: tensor `{name}` is missing (expected a tensor of that name)"));
+    }
+}
+
+/// As what is there and does not fit.
+#[test]
+fn what_does_not_fit_in_a_directory_is_named_as_it_is_there() {
+    let model = Model::new(Shape { yarn: None, ..Shape::default() }.file().checkpoint()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    as_hugging_face(&model, directory.path(), None);
+    let file = directory.path().join("config.json");
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    for (key, value, rest) in [
+        ("vocab_size", 97, "`model.embed_tokens.weight`: expected shape [97, 64], found shape [96, 64]"),
+        (
+            "moe_intermediate_size",
+            16,
+            "`model.layers.1.mlp.experts.*.gate_proj.weight`: expected shape [16, 16, 64], found shape [16, 32, 64]",
+        ),
+    ] {
+        let mut config = config.clone();
+        config[key] = value.into();
+        std::fs::write(&file, config.to_string()).unwrap();
+        let error = Model::open(directory.path()).err().unwrap().to_string();
+        let path = directory.path().join("model.safetensors");
+        assert_eq!(error, format!("{}: tensor {rest}", path.display()));
+    }
+}
+
+/// Errors of keys name the file, whichever of the two kinds they are, and once.
+#[test]
+fn errors_of_keys_name_the_file_once() {
+    for (key, value, rest) in [
+        (
+            "deepseek2.attention.q_lora_rank",
+            NewValue::from("some"),
+            "key `deepseek2.attention.q_lora_rank`: expected u32, found string \"some\"",
+        ),
+        (
+            "deepseek2.attention.temperature_scale",
+            NewValue::from(f32::NAN),
+            "deepseek2.attention.temperature_scale: expected a finite number, found NaN",
+        ),
+    ] {
+        let mut file = Shape { q_lora: 0, ..Shape::default() }.keys();
+        file.key(key, value);
+        let error = Model::new(file.checkpoint()).err().unwrap().to_string();
+        assert_eq!(error, format!("random.gguf: {rest}"));
+    }
+}
+
 #[test]
 fn austen() {
     let Some(models) = shared_models() else { return };

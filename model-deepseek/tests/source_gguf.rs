@@ -336,34 +336,7 @@ fn tensors_of_other_types_are_refused_when_used() {
             assert_eq!(odd.bytes, bytes, "{name}");
         }
         check_error(file.load("odd"), name, &["tensor `odd`", name, "F16", "Q4_K", "IQ4_XS"]);
-        check_error(file.load_as_f32("odd"), name, &["tensor `odd`", name]);
     }
-}
-
-#[test]
-fn floats_of_any_width_can_be_had_as_f32() {
-    let mut bytes = file(
-        &[],
-        &[
-            tensor("f32", &[2], 0, 0),
-            tensor("f16", &[2], 1, 32),
-            tensor("bf16", &[2], 30, 64),
-            tensor("q", &[32], 8, 96),
-        ],
-        160,
-    );
-    let data = bytes.len() - 160;
-    bytes[data..data + 8].copy_from_slice(&[1f32.to_le_bytes(), (-2f32).to_le_bytes()].concat());
-    bytes[data + 32..data + 36].copy_from_slice(&[0x00, 0x3c, 0x00, 0xc0]);
-    bytes[data + 64..data + 68].copy_from_slice(&[0x80, 0x3f, 0x00, 0xc0]);
-    let file = open(&bytes).unwrap();
-    for name in ["f32", "f16", "bf16"] {
-        let weight = file.load_as_f32(name).unwrap();
-        let values: Vec<f32> =
-            weight.as_slice().as_chunks().0.iter().map(|v| f32::from_le_bytes(*v)).collect();
-        assert_eq!(values, [1.0, -2.0], "{name}");
-    }
-    check_error(file.load_as_f32("q"), "quantised", &["tensor `q`", "F32, F16 or BF16", "Q8_0"]);
 }
 
 /// A file cut anywhere before its last byte of data is an error that names the file.

@@ -74,6 +74,7 @@ fn open(key: &str, value: Option<Value>) -> Result<Tokenizer, TokenizerError> {
 #[test]
 fn gguf_files() {
     assert!(open("unrelated", None).is_ok());
+    let long: &[u8] = vec![b'x'; (16 << 20) + 1].leak();
     for (key, value, words) in [
         ("model", None, vec!["missing"]),
         ("model", Some(Text("llama")), vec!["gpt2", "llama"]),
@@ -102,6 +103,13 @@ fn gguf_files() {
         ("eos_token_id", Some(Number(u32::MAX)), vec!["an id below 5", "4294967295"]),
         ("eos_token_id", Some(Text("a")), vec!["string"]),
         ("eot_token_id", Some(Number(77)), vec!["an id below 5", "77"]),
+        (
+            "tokens",
+            Some(Texts(vec![b"a", b"b", b"ab", &[b'x'; 1025], b""])),
+            vec!["tokens[3]", "a special token of at most 1024 bytes, found 1025 bytes"],
+        ),
+        ("tokens", Some(Texts(vec![long])), vec!["at most 16777216 bytes in all", "16777217"]),
+        ("merges", Some(Texts(vec![long])), vec!["at most 16777216 bytes in all", "16777217"]),
         ("add_bos_token", Some(Number(1)), vec!["bool", "u32"]),
     ] {
         let key = format!("tokenizer.ggml.{key}");
@@ -110,6 +118,9 @@ fn gguf_files() {
             assert!(message.contains(word), "{key}: {message:?} lacks {word:?}");
         }
     }
+    let template = Text("x".repeat((1 << 20) + 1).leak());
+    let message = open("tokenizer.chat_template", Some(template)).unwrap_err().to_string();
+    assert!(message.contains("tokenizer.chat_template`: expected at most 1048576 bytes"), "{message}");
     // unused tokens need not differ, and a file without types is judged by the texts
     assert!(open("tokenizer.ggml.token_type", Some(Numbers(vec![1, 1, 1, 5, 5]))).is_ok());
     let encode = |tokenizer: Tokenizer, special| tokenizer.encode("<x>", special);
@@ -164,6 +175,26 @@ fn hugging_face_directories() {
             assert!(message.contains(word), "{from} -> {to}: {message:?} lacks {word:?}");
         }
     }
+    // How many patterns, of what length, and what they are compiled to.
+    let split = |pattern: &str, times: usize| {
+        let split =
+            format!(r#"{{"type": "Split", "pattern": {{"Regex": "{pattern}"}}, "behavior": "Isolated"}},"#);
+        let bytes = r#"{"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}"#;
+        let steps = format!(r#"{{"type": "Sequence", "pretokenizers": [{}{bytes}]}}"#, split.repeat(times));
+        with(r#"{"type": "ByteLevel", "add_prefix_space": false}"#, &steps)
+    };
+    assert!(split("x", 16).is_ok() && split(&"x".repeat(4096), 1).is_ok());
+    for (pattern, times, words) in [
+        ("x".to_owned(), 17, vec!["pre_tokenizer", "at most 16 patterns", "found 17"]),
+        ("x".repeat(4097), 1, vec!["pre_tokenizer", "patterns of at most 4096 bytes", "found one of 4097"]),
+        ("x".repeat(1 << 17), 1, vec!["pre_tokenizer", "at most 131072 bytes", "found 131"]),
+        (r"\\pL{200}".to_owned(), 1, vec!["pre", "small patterns", "pL{200}", "more than 1048576 bytes"]),
+    ] {
+        let message = split(&pattern, times).unwrap_err().to_string();
+        for word in words.into_iter().chain(["tokenizer.json"]) {
+            assert!(message.contains(word), "{message:?} lacks {word:?}");
+        }
+    }
     with("", "").unwrap();
     for (file, text, words) in [
         ("config.json", r#"{"eos_token_id": "two"}"#, vec!["eos_token_id", "\"two\""]),
@@ -179,6 +210,16 @@ fn hugging_face_directories() {
         for word in words.into_iter().chain([file]) {
             assert!(message.contains(word), "{text}: {message:?} lacks {word:?}");
         }
+    }
+    for file in ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"] {
+        let path = folder.path().join(file);
+        std::fs::write(&path, format!("{{}}{}", " ".repeat((1 << 20) - 2))).unwrap();
+        assert!(Tokenizer::from_directory(folder.path()).is_ok(), "{file}");
+        std::fs::write(&path, format!("{{}}{}", " ".repeat((1 << 20) - 1))).unwrap();
+        let message = Tokenizer::from_directory(folder.path()).unwrap_err().to_string();
+        std::fs::remove_file(&path).unwrap();
+        let expected = format!("{file}: size: expected at most 1048576 bytes, found 1048577");
+        assert!(message.ends_with(&expected), "{message}");
     }
     // What would take any amount of memory, or never end.
     let file = folder.path().join("tokenizer.json");

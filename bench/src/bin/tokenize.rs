@@ -5,21 +5,18 @@ use bench::{
     jsonl,
 };
 use clap::{Args, Parser};
-use model_deepseek::{
-    source::{Checkpoint, Keys},
-    tokenizer::{Special, Tokenizer},
-};
+use model_deepseek::tokenizer::{Special, Tokenizer};
 use serde_json::json;
 use std::{
     fmt::Display,
     fs,
     io::{self, BufRead, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
 };
 
-/// Print the token ids of a text and the piece of each, or turn ids back into text. Only the tokenizer is read:
-/// the file need not hold tensors, the directory no weights.
+/// Print the token ids of a text and the piece of each, or turn ids back into text. Only the tokenizer is read: the
+/// file may end after its keys, of a split set the first file will do, the directory need not hold weights.
 #[derive(Parser)]
 #[command(name = "tokenize", version)]
 struct Options {
@@ -127,7 +124,7 @@ struct Codec {
 
 impl Codec {
     fn open(options: &Options) -> Result<Self, Failure> {
-        let tokenizer = read_tokenizer(&options.model)?;
+        let tokenizer = Tokenizer::open(&options.model)?;
         let bos = match (options.bos, tokenizer.bos()) {
             (false, _) => None,
             (true, Some(bos)) => Some(bos),
@@ -152,17 +149,6 @@ impl Codec {
     fn piece(&self, id: u32) -> String {
         String::from_utf8_lossy(self.tokenizer.piece(id).unwrap_or_default()).into_owned()
     }
-}
-
-fn read_tokenizer(path: &Path) -> Result<Tokenizer, Failure> {
-    if path.join("tokenizer.json").is_file() {
-        return Ok(Tokenizer::from_directory(path)?);
-    }
-    let checkpoint = Checkpoint::open(path)?;
-    Ok(match checkpoint.keys() {
-        Keys::Gguf(metadata) => Tokenizer::from_gguf(metadata)?,
-        Keys::HuggingFace(_) => Tokenizer::from_directory(path)?,
-    })
 }
 
 /// `[1, 2]`, or `1 2`, or `1,2`.

@@ -18,6 +18,15 @@ const ROUTER_KEYS: RouterKeys = RouterKeys {
     scale: "deepseek2.expert_weights_scale",
 };
 
+/// The value that a missing key stands for.
+enum Usual {
+    Count(usize),
+    Number(f64),
+    Flag(bool),
+    Text(&'static str),
+}
+use Usual::{Count, Flag, Number, Text};
+
 /// A file's metadata, and which tensors it has.
 struct Keys<'a> {
     metadata: &'a Metadata,
@@ -63,44 +72,51 @@ impl Config {
 }
 
 impl Keys<'_> {
-    /// What a missing key means: **the** table of what files, mostly old ones, leave out. A key without a row
-    /// here must be there. The values are those that llama.cpp takes, unless a comment says otherwise.
-    fn absent(&self, key: &str) -> Result<Option<f64>, ConfigError> {
-        let count = |key| self.integer(key).map(|n| n as f64);
+    /// What a missing key means: **the** table of what files, mostly old ones, leave out of their hyperparameters. A
+    /// key without a row here must be there. The values are those that llama.cpp takes, unless a comment says
+    /// otherwise.
+    fn absent(&self, key: &str) -> Result<Option<Usual>, ConfigError> {
+        let count = |key| self.integer(key).map(Count);
         Ok(Some(match key {
             "vocab_size" => match self.metadata.get_array("tokenizer.ggml.tokens")? {
-                Some(tokens) => tokens.len() as f64,
+                Some(tokens) => Count(tokens.len()),
                 None => return Ok(None),
             },
-            "nextn_predict_layers" | "leading_dense_block_count" | "expert_count" => 0.0,
+            "nextn_predict_layers" | "leading_dense_block_count" | "expert_count" => Count(0),
 
+            // As many as query heads.
+            "attention.head_count_kv" => Count(self.heads()?),
             // Lite models (V2-Lite, Moonlight) have one query matrix and no rank. llama.cpp knows them by their
             // 26, 27 or 48 layers; the tensor says it better.
-            "attention.q_lora_rank" if self.has("attn_q.weight") => 0.0,
+            "attention.q_lora_rank" if self.has("attn_q.weight") => Count(0),
             // Until k_b and v_b were split (May 2025), the plain lengths were those of the expanded heads. The
             // split form means the latent by them.
             "attention.key_length_mla" if self.is_legacy() => count("attention.key_length")?,
             "attention.value_length_mla" if self.is_legacy() => count("attention.value_length")?,
             "attention.key_length" | "attention.value_length" => {
-                (self.dimension("embedding_length")? / self.heads()?) as f64
+                Count(self.dimension("embedding_length")? / self.heads()?)
             }
-            "attention.temperature_scale" => 0.0,
+            "attention.temperature_scale" => Number(0.0),
 
-            "rope.freq_base" => 10000.0,
+            "rope.freq_base" => Number(10000.0),
+            // Does nothing where the factor is 1.
+            "rope.scaling.type" => Text("linear"),
             // The name that early files gave it.
-            "rope.scaling.factor" => self.number("rope.scale_linear")?,
-            "rope.scale_linear" => 1.0,
+            "rope.scaling.factor" => Number(self.number("rope.scale_linear")?),
+            "rope.scale_linear" => Number(1.0),
             "rope.scaling.original_context_length" => count("context_length")?,
-            "rope.scaling.attn_factor" => 1.0,
+            "rope.scaling.attn_factor" => Number(1.0),
             // Files made before April 2024; `rope` says what YaRN then does.
-            "rope.scaling.yarn_log_multiplier" => 0.0,
+            "rope.scaling.yarn_log_multiplier" => Number(0.0),
 
-            "expert_group_count" | "expert_weights_scale" => 0.0,
+            "expert_group_count" => Count(0),
+            "expert_weights_scale" => Number(0.0),
+            "expert_weights_norm" => Flag(false),
             // V2 and V2.5 knew only softmax. The first conversions of GLM-4.7-Flash, which is told by its shape
             // alone, lacked the key too.
             "expert_gating_func" => {
                 let glm = matches!(self.layers()?, 47 | 48) && self.integer("vocab_size")? == 154_880;
-                if glm { 2.0 } else { 1.0 }
+                Count(if glm { 2 } else { 1 })
             }
             _ => return Ok(None),
         }))
@@ -134,12 +150,10 @@ impl Keys<'_> {
 
     fn attention(&self) -> Result<AttentionConfig, ConfigError> {
         let heads = self.heads()?;
-        if self.metadata.value(&full("attention.head_count_kv")).is_some() {
-            let kv_heads = self.uniform("attention.head_count_kv")?;
-            if kv_heads != 1 && kv_heads != heads {
-                let expected = format!("1, or {heads} as there are query heads");
-                return Err(ConfigError::key(&full("attention.head_count_kv"), expected, kv_heads));
-            }
+        let kv_heads = self.uniform("attention.head_count_kv")?;
+        if kv_heads != 1 && kv_heads != heads {
+            let expected = format!("1, or {heads} as there are query heads");
+            return Err(ConfigError::key(&full("attention.head_count_kv"), expected, kv_heads));
         }
         let rope_dims = rope_dimension(&full("rope.dimension_count"), self.integer("rope.dimension_count")?)?;
         let key = self.dimension("attention.key_length_mla")?;
@@ -173,7 +187,7 @@ impl Keys<'_> {
     /// of llama.cpp, for which such files are made.
     fn rope(&self, dims: usize) -> Result<(Rope, f64), ConfigError> {
         let base = above(1.0, &full("rope.freq_base"), self.number("rope.freq_base")?)?;
-        let kind = self.metadata.get_str(&full("rope.scaling.type"))?.unwrap_or("linear");
+        let kind = self.text("rope.scaling.type")?;
         let factor = match self.number("rope.scaling.factor")? {
             _ if kind == "none" => 1.0,
             0.0 => 1.0,
@@ -243,7 +257,7 @@ impl Keys<'_> {
                     return Err(ConfigError::key(&full("expert_gating_func"), expected, other));
                 }
             },
-            renormalise: self.metadata.get_bool(&full("expert_weights_norm"))?.unwrap_or(false),
+            renormalise: self.flag("expert_weights_norm")?,
             scale: match self.number("expert_weights_scale")? {
                 0.0 => 1.0,
                 scale => scale,
@@ -265,15 +279,34 @@ impl Keys<'_> {
     }
 
     fn absent_integer(&self, key: &str) -> Result<usize, ConfigError> {
-        let value = self.absent(key)?.ok_or_else(|| ConfigError::missing(&full(key), "an integer"))?;
-        Ok(value as usize)
+        match self.absent(key)? {
+            Some(Count(value)) => Ok(value),
+            _ => Err(ConfigError::missing(&full(key), "an integer")),
+        }
     }
 
     fn number(&self, key: &str) -> Result<f64, ConfigError> {
         match self.metadata.get_f32(&full(key))? {
             Some(value) if value.is_finite() => Ok(value.into()),
             Some(value) => Err(ConfigError::key(&full(key), "a finite number", value)),
-            None => self.absent(key)?.ok_or_else(|| ConfigError::missing(&full(key), "a number")),
+            None => match self.absent(key)? {
+                Some(Number(value)) => Ok(value),
+                _ => Err(ConfigError::missing(&full(key), "a number")),
+            },
+        }
+    }
+
+    fn flag(&self, key: &str) -> Result<bool, ConfigError> {
+        match (self.metadata.get_bool(&full(key))?, self.absent(key)?) {
+            (Some(value), _) | (None, Some(Flag(value))) => Ok(value),
+            _ => Err(ConfigError::missing(&full(key), "true or false")),
+        }
+    }
+
+    fn text(&self, key: &str) -> Result<&str, ConfigError> {
+        match (self.metadata.get_str(&full(key))?, self.absent(key)?) {
+            (Some(value), _) | (None, Some(Text(value))) => Ok(value),
+            _ => Err(ConfigError::missing(&full(key), "a string")),
         }
     }
 
@@ -311,4 +344,26 @@ impl Keys<'_> {
 /// The key as it is in the file.
 fn full(key: &str) -> String {
     format!("{ARCHITECTURE}.{key}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::{Checkpoint, Keys as Source, gguf_writer::GgufWriter};
+    use std::{path::Path, sync::Arc};
+
+    /// The keys that are read past the table's getters elsewhere are easily given a default there.
+    #[test]
+    fn what_may_be_missing_is_in_the_table() {
+        let mut writer = GgufWriter::new();
+        writer.key(&full("block_count"), 2u32).unwrap();
+        writer.key(&full("attention.head_count"), vec![16u32; 2]).unwrap();
+        let file = Checkpoint::from_bytes(Path::new("test.gguf"), Arc::new(writer.header())).unwrap();
+        let Source::Gguf(metadata) = file.keys() else { panic!("a GGUF file has GGUF keys") };
+        let keys = Keys { metadata, has_tensor: &|_| false };
+        assert!(matches!(keys.absent("rope.scaling.type"), Ok(Some(Text("linear")))));
+        assert!(matches!(keys.absent("expert_weights_norm"), Ok(Some(Flag(false)))));
+        assert!(matches!(keys.absent("attention.head_count_kv"), Ok(Some(Count(16)))));
+        assert!(matches!(keys.absent("attention.kv_lora_rank"), Ok(None)));
+    }
 }

@@ -51,11 +51,15 @@ struct Keys<'a> {
 }
 
 impl Config {
-    /// Reads a `config.json`.
+    /// Reads a `config.json`. Where it does not say whether the embedding is the output head too, it is if there is no
+    /// other, told by the tensors' GGUF names.
     ///
     /// # Errors
     /// As [`Config::read`].
-    pub fn from_hugging_face(config: &Value) -> Result<Config, ConfigError> {
+    pub fn from_hugging_face(
+        config: &Value,
+        has_tensor: &dyn Fn(&str) -> bool,
+    ) -> Result<Config, ConfigError> {
         let keys = Keys { object: config, prefix: "" };
         let Some(found) = keys.text("model_type")? else {
             return Err(ConfigError::missing("model_type", "a string"));
@@ -77,7 +81,7 @@ impl Config {
             attention: keys.attention()?,
             feed_forward: keys.feed_forward(*gating, selection, &mut notices)?,
             next_token_layers: keys.integer("num_nextn_predict_layers")?.unwrap_or(0),
-            tied_head: keys.flag("tie_word_embeddings")?.unwrap_or(false),
+            tied_head: keys.flag("tie_word_embeddings")?.unwrap_or_else(|| !has_tensor("output.weight")),
             notices,
         })
     }
@@ -91,7 +95,7 @@ impl<'a> Keys<'a> {
             return Err(ConfigError::key("num_key_value_heads", expected, kv_heads));
         }
         let nope = self.dimension("qk_nope_head_dim")?;
-        let rope_dims = rope_dimension("qk_rope_head_dim", self.dimension("qk_rope_head_dim")?)?;
+        let rope_dims = rope_dimension("qk_rope_head_dim", self.required_integer("qk_rope_head_dim")?)?;
         let key = nope + rope_dims;
         if let Some(found) = self.integer("qk_head_dim")?.filter(|n| *n != key) {
             let expected = format!("{key}, the sum of qk_nope_head_dim and qk_rope_head_dim");

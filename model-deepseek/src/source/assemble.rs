@@ -66,7 +66,7 @@ pub(super) struct Part {
 pub(super) enum Conversion {
     /// The bytes as they are.
     None,
-    /// F32, F16 or BF16 to F32.
+    /// F16 or BF16 to F32.
     ToF32(DType),
     /// FP8 with block scales to F32.
     Fp8 { cols: usize, block: [usize; 2] },
@@ -94,17 +94,6 @@ impl Assembly {
         })?;
         Ok(WeightBytes { bytes: Arc::new(made), range: 0..bytes })
     }
-}
-
-/// `weight` in f32: a copy, or itself if it is f32 already.
-pub(super) fn to_f32(weight: WeightBytes, from: DType, threads: &Threads) -> Result<WeightBytes, Flaw> {
-    let bytes = match from {
-        DType::F32 => return Ok(weight),
-        DType::F16 | DType::BF16 => weight.range.len() * 2,
-        other => return Err(Flaw::new("F32, F16 or BF16", other.to_string())),
-    };
-    let parts = vec![Part { values: weight, scales: None }];
-    Assembly { parts, conversion: Conversion::ToF32(from) }.load(bytes, threads)
 }
 
 fn convert(part: &Part, conversion: Conversion, out: &mut [u8]) -> Result<(), Flaw> {
@@ -166,7 +155,9 @@ mod tests {
             let threads = Threads::new(given);
             assert!(threads.pool.get().is_none(), "none starts before there is work");
             let values = WeightBytes { bytes: Arc::new(vec![0, 0x3c, 0, 0xc0]), range: 0..4 };
-            let made = to_f32(values, DType::F16, &threads).unwrap();
+            let parts = vec![Part { values, scales: None }];
+            let half = Assembly { parts, conversion: Conversion::ToF32(DType::F16) };
+            let made = half.load(8, &threads).unwrap();
             assert_eq!(made.as_slice(), [1.0f32, -2.0].map(f32::to_le_bytes).as_flattened());
             assert_eq!(threads.pool().unwrap().current_num_threads(), expected);
         }

@@ -21,6 +21,7 @@ use super::{
     GgmlType, Place, SourceError, StoredType, TensorInfo,
     cursor::Cursor,
     error::{Flaw, clipped},
+    map, split,
     value::{skip_value, text},
 };
 use backend_api::HostBytes;
@@ -54,9 +55,7 @@ pub(super) struct Header {
 pub(super) fn parse(file: &Arc<Path>, bytes: &HostBytes) -> Result<Header, SourceError> {
     let all: &[u8] = (**bytes).as_ref();
     let mut cursor = Cursor::new(all);
-    let (tensors, keys) = preamble(&mut cursor).map_err(|flaw| flaw.at(file, Place::Header))?;
-    let entries = entries(&mut cursor, keys, file)?;
-    let metadata = Metadata::new(file, bytes, entries)?;
+    let (metadata, tensors) = keys(&mut cursor, file, bytes)?;
     let alignment = alignment(&metadata)?;
     let table = tensor_table(&mut cursor, tensors, file)?;
     // At most MAX_ALIGNMENT more than a position in memory: cannot overflow.
@@ -69,6 +68,34 @@ pub(super) fn parse(file: &Arc<Path>, bytes: &HostBytes) -> Result<Header, Sourc
     }
     check_overlaps(&tensors)?;
     Ok(Header { metadata, tensors })
+}
+
+/// The keys, and how many tensors are said to follow them, where `cursor` then is.
+fn keys(
+    cursor: &mut Cursor<'_>,
+    file: &Arc<Path>,
+    bytes: &HostBytes,
+) -> Result<(Metadata, u64), SourceError> {
+    let (tensors, keys) = preamble(cursor).map_err(|flaw| flaw.at(file, Place::Header))?;
+    let entries = entries(cursor, keys, file)?;
+    Ok((Metadata::new(file, bytes, entries)?, tensors))
+}
+
+impl Metadata {
+    /// The keys of a file alone: what follows them may be cut or broken, and other files of its set be missing. Where
+    /// the first file of that set is there, its keys, as it has the model's.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`](super::Checkpoint::open), for what is up to the last key.
+    pub fn open(file: &Path) -> Result<Metadata, SourceError> {
+        let file: Arc<Path> = match split::first(file).filter(|first| first.exists()) {
+            Some(first) => first.into(),
+            None => file.into(),
+        };
+        let bytes = map::map(&file)?;
+        let (metadata, _) = keys(&mut Cursor::new((*bytes).as_ref()), &file, &bytes)?;
+        Ok(metadata)
+    }
 }
 
 /// Magic, version and the two counts (tensors, keys).
@@ -197,7 +224,8 @@ fn tensor_entry(cursor: &mut Cursor<'_>, name: &str, file: &Arc<Path>) -> Result
     let offset = cursor.u64()?;
     let dtype = ggml_type.dtype().ok_or(StoredType::Ggml(ggml_type));
     let bytes = tensor_bytes(ggml_type, &shape)?.unwrap_or(0);
-    Ok((TensorInfo { name: name.to_owned(), dtype, shape, bytes, file: file.clone() }, offset))
+    let info = TensorInfo { name: name.to_owned(), dtype, shape, bytes, file: file.clone(), origin: None };
+    Ok((info, offset))
 }
 
 /// Bytes of a tensor; `None` for a type whose layout is not known. Both readers of files and the writer use it.

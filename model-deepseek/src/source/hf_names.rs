@@ -74,6 +74,26 @@ pub(super) fn target(hf_name: &str) -> Option<Target> {
     Some(Target { name: format!("blk.{layer}.{name}"), expert })
 }
 
+/// The name, in a Hugging Face directory, of what has this GGUF name; for stacked experts that of the first.
+pub(super) fn origin(gguf_name: &str) -> Option<String> {
+    let look_up = |table: &[(&'static str, &str)], name: &str| {
+        table.iter().find(|(_, gguf)| *gguf == name).map(|(hf, _)| *hf)
+    };
+    if let Some(name) = look_up(&TOP, gguf_name) {
+        return Some(name.to_owned());
+    }
+    let (layer, part) = number(gguf_name.strip_prefix("blk.")?)?;
+    let part = match part {
+        // GGUF files have the halves apart.
+        "attn_k_b.weight" | "attn_v_b.weight" => "attn_kv_b.weight",
+        part => part,
+    };
+    match look_up(&LAYER, part) {
+        Some(name) => Some(format!("model.layers.{layer}.{name}")),
+        None => look_up(&EXPERT, part).map(|name| format!("model.layers.{layer}.mlp.experts.0.{name}")),
+    }
+}
+
 /// Norms, biases and router weights are computed with in f32.
 pub(super) fn is_f32(gguf_name: &str) -> bool {
     ["norm.weight", ".bias", "ffn_gate_inp.weight"].iter().any(|end| gguf_name.ends_with(end))
@@ -100,6 +120,12 @@ mod tests {
             ("model.layers.61.shared_head.norm.weight", "blk.61.nextn.shared_head_norm.weight", None),
         ] {
             assert_eq!(target(hf), Some(Target { name: gguf.into(), expert }), "{hf}");
+            let first = hf.replace("experts.255.", "experts.0.");
+            assert_eq!(origin(gguf), Some(first), "{gguf}");
+        }
+        assert_eq!(origin("blk.2.attn_v_b.weight").unwrap(), "model.layers.2.self_attn.kv_b_proj.weight");
+        for unknown in ["", "rope_freqs.weight", "blk.x.attn_norm.weight", "blk.1.attn_norm"] {
+            assert_eq!(origin(unknown), None, "{unknown}");
         }
         for unknown in [
             "",

@@ -176,7 +176,11 @@ impl Shards {
         };
         let file = &self.files[first.shard].0;
         let bytes = bytes.map_err(|flaw| flaw.at(file, Place::Tensor(first_name.clone())))?.unwrap_or(0);
-        let info = TensorInfo { name, dtype, shape, bytes, file: file.clone() };
+        let origin = match stacked {
+            None => (*first_name != name).then(|| first_name.as_str().into()),
+            Some(_) => Some(all_experts(first_name).into()),
+        };
+        let info = TensorInfo { name, dtype, shape, bytes, file: file.clone(), origin };
         let location = match (&assembly.parts[..], conversion) {
             ([part], Conversion::None) if aligned(&part.values) => Location::Mapped(part.values.clone()),
             _ => Location::Made(assembly),
@@ -250,6 +254,12 @@ impl Shards {
         let place = Place::Tensor(hf_name.to_owned());
         SourceError::invalid(&self.files[source.shard].0, place, expected, found)
     }
+}
+
+/// The name that stands for those of all experts: `a.experts.*.b` for `a.experts.0.b`.
+fn all_experts(name: &str) -> String {
+    let parts = name.split_once(".experts.").and_then(|(a, rest)| Some((a, rest.split_once('.')?.1)));
+    parts.map_or_else(|| name.to_owned(), |(before, after)| format!("{before}.experts.*.{after}"))
 }
 
 /// The tensor that a scale belongs to.

@@ -49,6 +49,8 @@ pub struct TensorInfo {
     pub bytes: u64,
     /// The file it is in; for stacked experts, the file of the first.
     pub file: Arc<Path>,
+    /// Its name in the file, for errors, where that is another one.
+    origin: Option<Box<str>>,
 }
 
 impl TensorInfo {
@@ -64,12 +66,17 @@ impl TensorInfo {
     }
 
     fn wrong(&self, flaw: error::Flaw) -> SourceError {
-        flaw.at(&self.file, Place::Tensor(self.name.clone()))
+        flaw.at(&self.file, self.place())
+    }
+
+    /// As whoever looks into the file finds it.
+    fn place(&self) -> Place {
+        Place::Tensor(self.origin.as_deref().unwrap_or(&self.name).to_owned())
     }
 
     /// An error about this tensor, for rules that only a caller knows, such as a shape.
     pub fn invalid(&self, expected: impl Into<String>, found: impl Into<String>) -> SourceError {
-        SourceError::invalid(&self.file, Place::Tensor(self.name.clone()), expected, found)
+        SourceError::invalid(&self.file, self.place(), expected, found)
     }
 }
 
@@ -136,36 +143,11 @@ impl Checkpoint {
     /// # Errors
     /// What is wrong, with file, key or tensor, what was expected and found.
     pub fn open(path: &Path) -> Result<Checkpoint, SourceError> {
-        let facts = fs::metadata(path).map_err(|e| SourceError::io(path, "open", e))?;
-        if !facts.is_dir() {
-            if hugging_face::is_part(path) {
-                let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-                let directory = directory.unwrap_or(Path::new(".")).display();
-                let expected = format!("a GGUF file, or the directory `{directory}` as a whole");
-                let found = "one file of a Hugging Face directory";
-                return Err(SourceError::invalid(path, Place::Header, expected, found));
-            }
-            return Checkpoint::open_gguf(path, path);
-        }
-        let names = file_names(path)?;
-        if names.contains(hugging_face::CONFIG) && hugging_face::has_weights(&names) {
-            let (config, tensors) = hugging_face::open(path, &names)?;
-            return Checkpoint::assemble(path, OwnedKeys::HuggingFace(config), tensors);
-        }
-        let models: Vec<String> = split::models(&names).into_iter().collect();
-        match &models[..] {
-            [model] => Checkpoint::open_gguf(path, &path.join(model)),
-            found => {
-                let expected = "config.json with model*.safetensors, or one GGUF model";
-                let found = match found.len() {
-                    0 => "none of them".to_owned(),
-                    n => format!(
-                        "{n} GGUF models: {}{}",
-                        found[..n.min(8)].join(", "),
-                        if n > 8 { ", …" } else { "" }
-                    ),
-                };
-                Err(SourceError::invalid(path, Place::Directory, expected, found))
+        match Layout::find(path)? {
+            Layout::Gguf(file) => Checkpoint::open_gguf(path, &file),
+            Layout::HuggingFace(names) => {
+                let (config, tensors) = hugging_face::open(path, &names)?;
+                Checkpoint::assemble(path, OwnedKeys::HuggingFace(config), tensors)
             }
         }
     }
@@ -256,7 +238,7 @@ impl Checkpoint {
     /// The tensor of that GGUF name, which has to be there.
     ///
     /// # Errors
-    /// [`SourceError::Missing`].
+    /// [`SourceError::Missing`], with the name that the files would have.
     pub fn required(&self, name: &str) -> Result<&TensorInfo, SourceError> {
         self.tensor(name).ok_or_else(|| self.missing(name))
     }
@@ -276,16 +258,6 @@ impl Checkpoint {
                 assembly.load(info.bytes as usize, &self.threads).map_err(|flaw| info.wrong(flaw))
             }
         }
-    }
-
-    /// The tensor's values as f32, if it is in F32, F16 or BF16: norms, biases and router weights are F32 in files
-    /// of all known converters but need not be.
-    ///
-    /// # Errors
-    /// As [`load`](Checkpoint::load); another type.
-    pub fn load_as_f32(&self, name: &str) -> Result<WeightBytes, SourceError> {
-        let info = self.required(name)?;
-        assemble::to_f32(self.load(name)?, info.runs()?, &self.threads).map_err(|flaw| info.wrong(flaw))
     }
 
     /// What `make` makes out of a tensor's values, by the threads that make tensors.
@@ -342,12 +314,66 @@ impl Checkpoint {
     }
 
     fn missing(&self, name: &str) -> SourceError {
-        SourceError::missing(&self.path, Place::Tensor(name.to_owned()), "a tensor of that name")
+        // As the files would name it.
+        let name = match self.keys {
+            OwnedKeys::Gguf(_) => None,
+            OwnedKeys::HuggingFace(_) => hf_names::origin(name),
+        }
+        .unwrap_or_else(|| name.to_owned());
+        SourceError::missing(&self.path, Place::Tensor(name), "a tensor of that name")
     }
 
     fn find(&self, name: &str) -> Option<&(TensorInfo, Location)> {
         let found = self.by_name.binary_search_by(|&index| self.tensors[index].0.name.as_str().cmp(name));
         found.ok().map(|found| &self.tensors[self.by_name[found]])
+    }
+}
+
+/// What is at a path.
+pub(crate) enum Layout {
+    /// A GGUF file, or any file of a split set.
+    Gguf(PathBuf),
+    /// A Hugging Face directory with files of these names.
+    HuggingFace(BTreeSet<String>),
+}
+
+impl Layout {
+    /// Looks at names alone.
+    ///
+    /// # Errors
+    /// A path that leads nowhere, to one file of a directory, or to a directory with no model or several.
+    pub(crate) fn find(path: &Path) -> Result<Layout, SourceError> {
+        let facts = fs::metadata(path).map_err(|e| SourceError::io(path, "open", e))?;
+        if !facts.is_dir() {
+            if hugging_face::is_part(path) {
+                let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                let directory = directory.unwrap_or(Path::new(".")).display();
+                let expected = format!("a GGUF file, or the directory `{directory}` as a whole");
+                let found = "one file of a Hugging Face directory";
+                return Err(SourceError::invalid(path, Place::Header, expected, found));
+            }
+            return Ok(Layout::Gguf(path.to_owned()));
+        }
+        let names = file_names(path)?;
+        if names.contains(hugging_face::CONFIG) && hugging_face::has_weights(&names) {
+            return Ok(Layout::HuggingFace(names));
+        }
+        let models: Vec<String> = split::models(&names).into_iter().collect();
+        match &models[..] {
+            [model] => Ok(Layout::Gguf(path.join(model))),
+            found => {
+                let expected = "config.json with model*.safetensors, or one GGUF model";
+                let found = match found.len() {
+                    0 => "none of them".to_owned(),
+                    n => format!(
+                        "{n} GGUF models: {}{}",
+                        found[..n.min(8)].join(", "),
+                        if n > 8 { ", …" } else { "" }
+                    ),
+                };
+                Err(SourceError::invalid(path, Place::Directory, expected, found))
+            }
+        }
     }
 }
 
@@ -410,7 +436,10 @@ pub mod hostile {
     pub fn open_safetensors_bytes(bytes: &[u8]) -> Result<(), SourceError> {
         let file = Path::new("hostile.safetensors");
         let tensors = hugging_face::assemble_bytes(file, Arc::new(bytes.to_vec()))?;
-        touch(&Checkpoint::assemble(file, OwnedKeys::HuggingFace(serde_json::Value::Null), tensors)?)
+        let checkpoint =
+            Checkpoint::assemble(file, OwnedKeys::HuggingFace(serde_json::Value::Null), tensors)?;
+        // On every machine the same, as threads take memory.
+        touch(&checkpoint.with_threads(2))
     }
 
     /// An index of safetensors files (and the same bytes as a `config.json`).

@@ -79,6 +79,12 @@ pub(super) fn siblings(file: &Path, metadata: &Metadata) -> Result<Option<Vec<Pa
     }
 }
 
+/// The first file of the set that `file` belongs to by its name.
+pub(super) fn first(file: &Path) -> Option<PathBuf> {
+    let name = ShardName::parse(file.file_name()?.to_str()?, ".gguf")?;
+    Some(file.with_file_name(name.sibling(0)))
+}
+
 /// The models among these files: for a set the name of its first file.
 pub(super) fn models(names: &BTreeSet<String>) -> BTreeSet<String> {
     let models = names.iter().filter(|name| name.ends_with(".gguf"));

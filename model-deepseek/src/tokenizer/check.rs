@@ -4,6 +4,14 @@ use super::{
 };
 use std::collections::HashMap;
 
+/// The longest token. Published vocabularies have one of 1024 bytes.
+const LONGEST_TOKEN: usize = 16 << 10;
+
+/// The longest special token, and the bytes of all of them together, as an automaton is made of them that takes many times
+/// their size. Published vocabularies have up to 48 bytes in one and 40,000 in all.
+const LONGEST_SPECIAL: usize = 1 << 10;
+const MOST_SPECIAL_BYTES: usize = 256 << 10;
+
 /// A vocabulary whose tokens and special ids are in order.
 pub(super) struct Checked<'v> {
     vocabulary: &'v Vocabulary,
@@ -24,6 +32,11 @@ impl<'v> Checked<'v> {
     /// The types of tokens that merges may reach. (DeepSeek Coder has letters of the alphabet that are user defined.)
     pub(super) const MERGED: &'static [TokenType] = &[TokenType::Normal, TokenType::UserDefined];
 
+    /// The types of tokens that are recognised in any text, and in a text that names control tokens.
+    pub(super) const LITERAL: &'static [TokenType] = &[TokenType::UserDefined];
+    pub(super) const PARSED: &'static [TokenType] =
+        &[TokenType::UserDefined, TokenType::Control, TokenType::Unknown];
+
     pub(super) fn new(vocabulary: &'v Vocabulary) -> Result<Checked<'v>, TokenizerError> {
         let Vocabulary { tokens, types, .. } = vocabulary;
         if !types.is_empty() && types.len() != tokens.len() {
@@ -42,6 +55,7 @@ impl<'v> Checked<'v> {
             }
         }
         checked.index = index;
+        checked.check_lengths()?;
 
         let further = vocabulary.end_of_generation.iter().map(|&id| ("eot_token_id or eom_token_id", id));
         let bos = vocabulary.bos.map(|id| ("bos_token_id", id));
@@ -58,6 +72,28 @@ impl<'v> Checked<'v> {
     pub(super) fn tokens(&self) -> impl Iterator<Item = Token<'v>> {
         let texts = self.vocabulary.tokens.iter();
         (0..).zip(texts).zip(&self.types).map(|((id, text), &of)| Token { id, text, of })
+    }
+
+    /// No token is too long, nor are all special ones together.
+    fn check_lengths(&self) -> Result<(), TokenizerError> {
+        let mut special_bytes = 0;
+        for Token { id, text, of } in self.tokens() {
+            let len = text.len();
+            let special = Self::PARSED.contains(&of);
+            special_bytes += if special { len } else { 0 };
+            let (expected, found) = if len > LONGEST_TOKEN {
+                (format!("a token of at most {LONGEST_TOKEN} bytes"), format!("{len} bytes"))
+            } else if special && len > LONGEST_SPECIAL {
+                (format!("a special token of at most {LONGEST_SPECIAL} bytes"), format!("{len} bytes"))
+            } else if special_bytes > MOST_SPECIAL_BYTES {
+                let expected = format!("special tokens of at most {MOST_SPECIAL_BYTES} bytes in all");
+                (expected, format!("{special_bytes} bytes up to this one"))
+            } else {
+                continue;
+            };
+            return Err(self.vocabulary.invalid(format!("tokens[{id}]"), expected, found));
+        }
+        Ok(())
     }
 
     /// Every merge is of two tokens and makes a third. `BPE` relies on it: it would panic on some that do not.

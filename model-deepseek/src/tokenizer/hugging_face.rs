@@ -1,64 +1,32 @@
-use super::{Rules, TokenType, TokenizerError, Vocabulary, looks_like_control, vocabulary::split_merge};
+//! The tokenizer files of a Hugging Face directory.
+
+use super::{
+    Rules, TokenType, TokenizerError, Vocabulary,
+    json::{AddedToken, Merge, Model, TokenizerJson},
+    looks_like_control,
+    vocabulary::{MOST_TEMPLATE, MOST_TOKENS, split_merge},
+};
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use std::{
-    collections::HashMap,
     fs,
     io::{self, ErrorKind},
     path::Path,
 };
 
-/// The part of a `tokenizer.json` that matters here.
-#[derive(Deserialize)]
-struct TokenizerJson {
-    #[serde(default)]
-    added_tokens: Vec<AddedToken>,
-    #[serde(default)]
-    normalizer: Value,
-    #[serde(default)]
-    pre_tokenizer: Value,
-    #[serde(default)]
-    post_processor: Value,
-    model: Model,
-}
+pub(super) const TOKENIZER: &str = "tokenizer.json";
 
-#[derive(Deserialize)]
-struct AddedToken {
-    id: u32,
-    content: String,
-    #[serde(default)]
-    special: bool,
-    #[serde(default)]
-    lstrip: bool,
-    #[serde(default)]
-    rstrip: bool,
-    #[serde(default)]
-    single_word: bool,
-}
+/// Larger files are refused, as memory goes with their size. Published ones have up to 20 MB, and, beside
+/// `tokenizer.json`, 200 KB.
+const LARGEST_TOKENIZER: usize = 64 << 20;
+const LARGEST_CONFIG: usize = 1 << 20;
 
-#[derive(Deserialize)]
-struct Model {
-    #[serde(default, rename = "type")]
-    of: Option<String>,
-    vocab: HashMap<String, u32>,
-    merges: Vec<Merge>,
-    #[serde(default)]
-    ignore_merges: bool,
-    #[serde(default)]
-    byte_fallback: bool,
-    #[serde(default)]
-    continuing_subword_prefix: Option<String>,
-    #[serde(default)]
-    end_of_word_suffix: Option<String>,
-}
+/// The longest value that is parsed whole, in bytes. Published pre-tokenizers have up to 4,000.
+const LONGEST_VALUE: usize = 128 << 10;
 
-/// Older files write `"a b"`, newer ones `["a", "b"]`.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Merge {
-    Joined(String),
-    Parts(String, String),
-}
+/// The most patterns of a pre-tokenizer, and the longest of them in bytes. Published ones have up to 6 and 1,500.
+const MOST_PATTERNS: usize = 16;
+const LONGEST_PATTERN: usize = 4 << 10;
 
 /// Ids may leave gaps and the model may have more rows than there are tokens, but no more than this: files are not
 /// to make us allocate at will. DeepSeek's have some hundreds.
@@ -66,6 +34,26 @@ const LARGEST_GAP: usize = 1 << 16;
 
 /// GPT-2's own pattern, which `ByteLevel` stands for where it says `use_regex`.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// What matters of a `tokenizer_config.json`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct TokenizerConfig {
+    bos_token: Value,
+    eos_token: Value,
+    add_bos_token: Value,
+    tokenizer_class: Value,
+    chat_template: Value,
+}
+
+/// What matters of a `config.json` or `generation_config.json`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ModelConfig {
+    bos_token_id: Value,
+    eos_token_id: Value,
+    vocab_size: Value,
+}
 
 impl Vocabulary {
     /// Reads a `tokenizer.json`. It names no begin or end of text and has no template: those are in the files beside
@@ -75,10 +63,11 @@ impl Vocabulary {
     /// the same ids: control if flagged special or [looking like it](looks_like_control), else user defined.
     ///
     /// # Errors
-    /// A file that cannot be read or parsed, and anything in it that these tokenizers do not have: another model
-    /// than byte-level BPE, a normalizer, other steps than `Split`, `Digits` and `ByteLevel`.
+    /// A file that cannot be read or parsed, or has more than 64 MiB, 2¹⁸ tokens or 2¹⁹ merges; anything in it that
+    /// these tokenizers do not have: another model than byte-level BPE, a normalizer, other steps than `Split`,
+    /// `Digits` and `ByteLevel`, more than 16 patterns or 4 KiB of one.
     pub fn from_tokenizer_json(file: &Path) -> Result<Vocabulary, TokenizerError> {
-        Ok(read_tokenizer_json(file)?.0)
+        Ok(vocabulary_of(file, &read(file, LARGEST_TOKENIZER)?)?.0)
     }
 
     /// Reads a model's directory: `tokenizer.json`, and where they are there `tokenizer_config.json` (special tokens,
@@ -88,29 +77,31 @@ impl Vocabulary {
     /// names a Llama tokenizer in it, which is what Hugging Face takes for DeepSeek models.
     ///
     /// # Errors
-    /// As [`Vocabulary::from_tokenizer_json`], for each of the files.
+    /// As [`Vocabulary::from_tokenizer_json`], for each of the files; the others may have 1 MiB.
     pub fn from_directory(directory: &Path) -> Result<Vocabulary, TokenizerError> {
-        let (mut vocabulary, post_processor) = read_tokenizer_json(&directory.join("tokenizer.json"))?;
-        let tokenizer_config: Option<Value> = read_if_there(&directory.join("tokenizer_config.json"))?;
-        let known = |value: &Value| {
-            let text = value.as_str().or_else(|| value["content"].as_str())?;
+        let file = directory.join(TOKENIZER);
+        let (mut vocabulary, post_processor) = vocabulary_of(&file, &read(&file, LARGEST_TOKENIZER)?)?;
+        let tokenizer_config: Option<TokenizerConfig> =
+            read_if_there(&directory.join("tokenizer_config.json"))?;
+        let id_of = |token: &Value| {
+            let text = token.as_str().or_else(|| token["content"].as_str())?;
             vocabulary.tokens.iter().position(|token| token == text).map(|id| id as u32)
         };
-        let named = |key: &str| tokenizer_config.as_ref().and_then(|config| known(&config[key]));
-        let (named_bos, named_eos) = (named("bos_token"), named("eos_token"));
+        let named_bos = tokenizer_config.as_ref().and_then(|config| id_of(&config.bos_token));
+        let named_eos = tokenizer_config.as_ref().and_then(|config| id_of(&config.eos_token));
 
         let config_file = directory.join("config.json");
-        let config: Value = read_if_there(&config_file)?.unwrap_or_default();
-        let bos = ids(&config_file, &config, "bos_token_id")?.first().copied();
-        let eos = ids(&config_file, &config, "eos_token_id")?;
+        let config: ModelConfig = read_if_there(&config_file)?.unwrap_or_default();
+        let bos = ids(&config_file, "bos_token_id", &config.bos_token_id)?.first().copied();
+        let eos = ids(&config_file, "eos_token_id", &config.eos_token_id)?;
         let generation_file = directory.join("generation_config.json");
-        let generation: Value = read_if_there(&generation_file)?.unwrap_or_default();
+        let generation: ModelConfig = read_if_there(&generation_file)?.unwrap_or_default();
         vocabulary.bos = named_bos.or(bos);
         vocabulary.eos = named_eos.or(eos.first().copied());
-        vocabulary.end_of_generation = ids(&generation_file, &generation, "eos_token_id")?;
+        vocabulary.end_of_generation = ids(&generation_file, "eos_token_id", &generation.eos_token_id)?;
         vocabulary.end_of_generation.extend(eos);
 
-        if let Some(rows) = config["vocab_size"].as_u64().and_then(|rows| usize::try_from(rows).ok()) {
+        if let Some(rows) = config.vocab_size.as_u64().and_then(|rows| usize::try_from(rows).ok()) {
             let most = vocabulary.tokens.len() + LARGEST_GAP;
             if rows > most {
                 let expected = format!("at most {most}, for {} tokens", vocabulary.tokens.len());
@@ -121,88 +112,89 @@ impl Vocabulary {
             vocabulary.types.resize(rows, TokenType::Unused);
         }
 
-        let starts_with_bos = |config: &Value| {
-            config["add_bos_token"].as_bool().unwrap_or_else(|| {
-                let class = config["tokenizer_class"].as_str().unwrap_or_default();
+        let starts_with_bos = |config: &TokenizerConfig| {
+            config.add_bos_token.as_bool().unwrap_or_else(|| {
+                let class = config.tokenizer_class.as_str().unwrap_or_default();
                 class.starts_with("Llama")
                     || template_starts_with(&post_processor, &vocabulary, vocabulary.bos)
             })
         };
         vocabulary.add_bos =
             vocabulary.bos.is_some() && tokenizer_config.as_ref().is_none_or(starts_with_bos);
-        let template = read_text_if_there(&directory.join("chat_template.jinja"))?;
+        let template = read_text_if_there(&directory.join("chat_template.jinja"), MOST_TEMPLATE)?;
         vocabulary.chat_template =
-            template.or_else(|| default_template(&tokenizer_config?["chat_template"]).map(str::to_owned));
+            template.or_else(|| default_template(&tokenizer_config?.chat_template).map(str::to_owned));
         Ok(vocabulary)
     }
 }
 
-/// The vocabulary and the post-processor, which may say that BOS is added.
-fn read_tokenizer_json(file: &Path) -> Result<(Vocabulary, Value), TokenizerError> {
-    let json: TokenizerJson = parse(file, &read(file)?)?;
-    let Model { of, vocab, merges, ignore_merges, .. } = json.model;
-    let invalid =
-        |key: &str, expected: &str, found: String| TokenizerError::invalid(file, key, expected, found);
-    if let Some(other) = of.filter(|of| of != "BPE") {
-        return Err(invalid("model.type", "`BPE`", format!("`{other}`")));
-    }
-    let affixes = [&json.model.continuing_subword_prefix, &json.model.end_of_word_suffix];
-    if json.model.byte_fallback || affixes.into_iter().flatten().any(|affix| !affix.is_empty()) {
-        return Err(invalid("model", "byte-level BPE", "byte_fallback, a prefix or a suffix".into()));
-    }
-    let normalizer = &json.normalizer;
-    if !normalizer.is_null() && normalizer["normalizers"].as_array().is_none_or(|steps| !steps.is_empty()) {
-        return Err(invalid("normalizer", "none", normalizer.to_string()));
-    }
-    let mut patterns = Vec::new();
-    if !collect_patterns(&json.pre_tokenizer, &mut patterns)
-        .map_err(|(expected, found)| invalid("pre_tokenizer", expected, found))?
-    {
-        return Err(invalid("pre_tokenizer", "a last step `ByteLevel`", json.pre_tokenizer.to_string()));
-    }
-
-    let most = vocab.len() + json.added_tokens.len() + LARGEST_GAP;
-    let added = json.added_tokens.iter().map(|token| token.id);
-    let size = vocab.values().copied().chain(added).max().map_or(0, |last| last as usize + 1);
-    if size > most {
-        return Err(invalid("model.vocab", &format!("ids below {most}"), (size - 1).to_string()));
-    }
-    let mut tokens = vec![String::new(); size];
-    let mut types = vec![TokenType::Unused; size];
-    for (token, id) in vocab {
-        let id = id as usize;
-        if types[id] != TokenType::Unused {
-            return Err(invalid(
-                "model.vocab",
-                "an id for each token",
-                format!("{:?} and {token:?} as {id}", tokens[id]),
-            ));
-        }
-        (tokens[id], types[id]) = (token, TokenType::Normal);
-    }
-    for token in json.added_tokens {
-        if token.lstrip || token.rstrip || token.single_word {
-            let expected = "tokens without lstrip, rstrip and single_word";
-            return Err(invalid("added_tokens", expected, format!("{:?}", token.content)));
-        }
-        let control = token.special || looks_like_control(&token.content);
-        let id = token.id as usize;
-        (tokens[id], types[id]) =
-            (token.content, if control { TokenType::Control } else { TokenType::UserDefined });
-    }
-    let merges = merges.into_iter().enumerate().map(|(i, merge)| match merge {
+/// The vocabulary of a `tokenizer.json`, and the post-processor, which may say that BOS is added.
+pub(super) fn vocabulary_of(file: &Path, json: &str) -> Result<(Vocabulary, Value), TokenizerError> {
+    let json: TokenizerJson<'_> = parse(file, json)?;
+    check_model(file, &json.model)?;
+    check_normalizer(file, json.normalizer)?;
+    let rules = Rules {
+        patterns: patterns(file, json.pre_tokenizer)?,
+        whole_pieces: json.model.ignore_merges,
+        merges_from_ranks: false,
+    };
+    let post_processor = value(file, "post_processor", json.post_processor)?;
+    let (tokens, types) = tokens(file, json.model.vocab.0, json.added_tokens.entries)?;
+    let merges = json.model.merges.entries.into_iter().enumerate().map(|(i, merge)| match merge {
         Merge::Joined(joined) => split_merge(file, "model.merges", i, &joined),
         Merge::Parts(a, b) => Ok((a, b)),
     });
     let merges = merges.collect::<Result<_, _>>()?;
-    let rules = Rules { patterns, whole_pieces: ignore_merges, merges_from_ranks: false };
     let vocabulary = Vocabulary {
         file: file.to_owned(),
         section: "model.",
         types,
         ..Vocabulary::new(rules, tokens, merges)
     };
-    Ok((vocabulary, json.post_processor))
+    Ok((vocabulary, post_processor))
+}
+
+fn check_model(file: &Path, model: &Model) -> Result<(), TokenizerError> {
+    if let Some(other) = model.of.as_ref().filter(|of| *of != "BPE") {
+        return Err(TokenizerError::invalid(file, "model.type", "`BPE`", format!("`{other}`")));
+    }
+    let affixes = [&model.continuing_subword_prefix, &model.end_of_word_suffix];
+    if model.byte_fallback || affixes.into_iter().flatten().any(|affix| !affix.is_empty()) {
+        let found = "byte_fallback, a prefix or a suffix";
+        return Err(TokenizerError::invalid(file, "model", "byte-level BPE", found));
+    }
+    Ok(())
+}
+
+/// There is no normalizer, or it does nothing.
+fn check_normalizer(file: &Path, normalizer: Option<&RawValue>) -> Result<(), TokenizerError> {
+    let normalizer = value(file, "normalizer", normalizer)?;
+    if normalizer.is_null() || normalizer["normalizers"].as_array().is_some_and(Vec::is_empty) {
+        return Ok(());
+    }
+    Err(TokenizerError::invalid(file, "normalizer", "none", normalizer.to_string()))
+}
+
+/// The patterns of a pre-tokenizer, which has to end in `ByteLevel`.
+fn patterns(file: &Path, pre_tokenizer: Option<&RawValue>) -> Result<Vec<String>, TokenizerError> {
+    let key = "pre_tokenizer";
+    let invalid = |expected: &str, found: String| TokenizerError::invalid(file, key, expected, found);
+    let pre_tokenizer = value(file, key, pre_tokenizer)?;
+    let mut patterns = Vec::new();
+    let ends_in_bytes = collect_patterns(&pre_tokenizer, &mut patterns)
+        .map_err(|(expected, found)| invalid(expected, found))?;
+    if !ends_in_bytes {
+        return Err(invalid("a last step `ByteLevel`", pre_tokenizer.to_string()));
+    }
+    if patterns.len() > MOST_PATTERNS {
+        return Err(invalid(&format!("at most {MOST_PATTERNS} patterns"), patterns.len().to_string()));
+    }
+    match patterns.iter().map(String::len).find(|len| *len > LONGEST_PATTERN) {
+        Some(len) => {
+            Err(invalid(&format!("patterns of at most {LONGEST_PATTERN} bytes"), format!("one of {len}")))
+        }
+        None => Ok(patterns),
+    }
 }
 
 /// Adds the patterns of a pre-tokenizer and says whether it ends in `ByteLevel`.
@@ -240,6 +232,43 @@ fn collect_patterns(step: &Value, patterns: &mut Vec<String>) -> Result<bool, (&
     }
 }
 
+/// The tokens by id, and what they are for.
+fn tokens(
+    file: &Path,
+    vocab: Vec<(String, u32)>,
+    added: Vec<AddedToken>,
+) -> Result<(Vec<String>, Vec<TokenType>), TokenizerError> {
+    let invalid =
+        |key: &str, expected: &str, found: String| TokenizerError::invalid(file, key, expected, found);
+    let most = MOST_TOKENS.min(vocab.len() + added.len() + LARGEST_GAP);
+    let ids = vocab.iter().map(|(_, id)| *id).chain(added.iter().map(|token| token.id));
+    let size = ids.max().map_or(0, |last| last as usize + 1);
+    if size > most {
+        return Err(invalid("model.vocab", &format!("ids below {most}"), (size - 1).to_string()));
+    }
+    let mut tokens = vec![String::new(); size];
+    let mut types = vec![TokenType::Unused; size];
+    for (token, id) in vocab {
+        let id = id as usize;
+        if types[id] != TokenType::Unused {
+            let found = format!("{:?} and {token:?} as {id}", tokens[id]);
+            return Err(invalid("model.vocab", "an id for each token", found));
+        }
+        (tokens[id], types[id]) = (token, TokenType::Normal);
+    }
+    for token in added {
+        if token.lstrip || token.rstrip || token.single_word {
+            let expected = "tokens without lstrip, rstrip and single_word";
+            return Err(invalid("added_tokens", expected, format!("{:?}", token.content)));
+        }
+        let control = token.special || looks_like_control(&token.content);
+        let id = token.id as usize;
+        (tokens[id], types[id]) =
+            (token.content, if control { TokenType::Control } else { TokenType::UserDefined });
+    }
+    Ok((tokens, types))
+}
+
 /// Whether a `TemplateProcessing` puts BOS first.
 fn template_starts_with(post_processor: &Value, vocabulary: &Vocabulary, bos: Option<u32>) -> bool {
     let steps =
@@ -255,8 +284,7 @@ fn default_template(value: &Value) -> Option<&str> {
 }
 
 /// One id, a list of ids, or none.
-fn ids(file: &Path, config: &Value, key: &str) -> Result<Vec<u32>, TokenizerError> {
-    let value = &config[key];
+fn ids(file: &Path, key: &str, value: &Value) -> Result<Vec<u32>, TokenizerError> {
     let list = match value {
         Value::Null => return Ok(Vec::new()),
         Value::Array(list) => list.as_slice(),
@@ -268,34 +296,42 @@ fn ids(file: &Path, config: &Value, key: &str) -> Result<Vec<u32>, TokenizerErro
         .ok_or_else(|| TokenizerError::invalid(file, key, "a token id or a list of them", value.to_string()))
 }
 
-/// Larger files are refused, as memory goes with their size. Published ones have up to 20 MB.
-const LARGEST_FILE: u64 = 64 << 20;
-
-fn read(file: &Path) -> Result<String, TokenizerError> {
+fn read(file: &Path, most: usize) -> Result<String, TokenizerError> {
     let unreadable = |source| TokenizerError::Read { file: file.to_owned(), source };
     // Before it is opened: opening a pipe would wait for a writer, and a device may have no end.
     let facts = fs::metadata(file).map_err(unreadable)?;
     if !facts.is_file() {
         return Err(unreadable(io::Error::new(ErrorKind::InvalidInput, "not a regular file")));
     }
-    if facts.len() > LARGEST_FILE {
-        let expected = format!("at most {LARGEST_FILE} bytes");
+    if facts.len() > most as u64 {
+        let expected = format!("at most {most} bytes");
         return Err(TokenizerError::invalid(file, "size", expected, facts.len().to_string()));
     }
     fs::read_to_string(file).map_err(unreadable)
 }
 
-fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, TokenizerError> {
-    serde_json::from_str(text).map_err(|source| TokenizerError::Json { file: file.to_owned(), source })
+fn parse<'j, T: Deserialize<'j>>(file: &Path, json: &'j str) -> Result<T, TokenizerError> {
+    serde_json::from_str(json).map_err(|source| TokenizerError::Json { file: file.to_owned(), source })
 }
 
-fn read_text_if_there(file: &Path) -> Result<Option<String>, TokenizerError> {
-    match read(file) {
+/// A part of a file as a value, which takes many times its bytes; null if it is not there.
+fn value(file: &Path, key: &str, part: Option<&RawValue>) -> Result<Value, TokenizerError> {
+    let json = part.map_or("null", RawValue::get);
+    if json.len() > LONGEST_VALUE {
+        let expected = format!("at most {LONGEST_VALUE} bytes");
+        return Err(TokenizerError::invalid(file, key, expected, json.len().to_string()));
+    }
+    // Not the error of the file, as lines and columns count from the part's start.
+    serde_json::from_str(json).map_err(|error| TokenizerError::invalid(file, key, "JSON", error.to_string()))
+}
+
+fn read_text_if_there(file: &Path, most: usize) -> Result<Option<String>, TokenizerError> {
+    match read(file, most) {
         Err(TokenizerError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
         read => read.map(Some),
     }
 }
 
-fn read_if_there(file: &Path) -> Result<Option<Value>, TokenizerError> {
-    read_text_if_there(file)?.map(|text| parse(file, &text)).transpose()
+fn read_if_there<T: DeserializeOwned>(file: &Path) -> Result<Option<T>, TokenizerError> {
+    read_text_if_there(file, LARGEST_CONFIG)?.map(|text| parse(file, &text)).transpose()
 }

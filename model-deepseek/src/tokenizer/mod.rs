@@ -33,6 +33,7 @@ mod check;
 mod decoder;
 mod error;
 mod hugging_face;
+mod json;
 mod pre;
 mod ranks;
 mod special;
@@ -44,7 +45,7 @@ pub use error::TokenizerError;
 pub use pre::{PatternError, PreTokenizer, Rules};
 pub use vocabulary::{TokenType, Vocabulary, looks_like_control};
 
-use crate::source::gguf::Metadata;
+use crate::source::{Layout, gguf::Metadata};
 use check::{Checked, Token};
 use special::{Fragment, SpecialTokens};
 use std::{fmt, path::Path};
@@ -84,7 +85,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`TokenizerError::Invalid`], naming the key: a token that is there twice, a list of types of another length,
-    /// a merge of or into what is no token, a special id that is none, a pattern that does not compile.
+    /// a merge of or into what is no token, a special id that is none, tokens that are too long, a pattern that does not
+    /// compile.
     pub fn new(mut vocabulary: Vocabulary) -> Result<Tokenizer, TokenizerError> {
         let mut merges = std::mem::take(&mut vocabulary.merges);
         let checked = Checked::new(&vocabulary)?;
@@ -102,8 +104,9 @@ impl Tokenizer {
             .build()
             .map_err(|error| vocabulary.invalid("merges", "merges of known tokens", error.to_string()))?;
 
-        let pre = PreTokenizer::new(&vocabulary.rules.patterns)
-            .map_err(|error| vocabulary.invalid("pre", "patterns without look-around", error.to_string()))?;
+        let pre = PreTokenizer::new(&vocabulary.rules.patterns).map_err(|error| {
+            vocabulary.invalid("pre", "small patterns without look-around", error.to_string())
+        })?;
         let special = |wanted| {
             SpecialTokens::new(of_types(wanted))
                 .map_err(|error| vocabulary.invalid("tokens", "fewer special tokens", error.to_string()))
@@ -111,8 +114,8 @@ impl Tokenizer {
         Ok(Tokenizer {
             pre,
             merges,
-            literal: special(&[TokenType::UserDefined])?,
-            parsed: special(&[TokenType::UserDefined, TokenType::Control, TokenType::Unknown])?,
+            literal: special(Checked::LITERAL)?,
+            parsed: special(Checked::PARSED)?,
             pieces: Pieces::new(checked.tokens()),
             ends: checked.ends(),
             bos: vocabulary.bos,
@@ -128,6 +131,22 @@ impl Tokenizer {
     /// Those of [`Vocabulary::from_gguf`] and [`Tokenizer::new`].
     pub fn from_gguf(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
         Tokenizer::new(Vocabulary::from_gguf(metadata)?)
+    }
+
+    /// The tokenizer at `path`: that of a directory with a `tokenizer.json`, or of a GGUF file (or of a directory with one
+    /// GGUF model). Nothing but the tokenizer has to be there: no weights, of a GGUF file [its keys](Metadata::open), of
+    /// a split set the first file.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::from_gguf`] and [`Tokenizer::from_directory`]; a path that leads to neither.
+    pub fn open(path: &Path) -> Result<Tokenizer, TokenizerError> {
+        if path.join(hugging_face::TOKENIZER).is_file() {
+            return Tokenizer::from_directory(path);
+        }
+        match Layout::find(path)? {
+            Layout::Gguf(file) => Tokenizer::from_gguf(&Metadata::open(&file)?),
+            Layout::HuggingFace(_) => Tokenizer::from_directory(path),
+        }
     }
 
     /// The tokenizer of a Hugging Face directory.
@@ -274,5 +293,16 @@ impl Pieces {
         let end = *self.ends.get(id)?;
         let start = id.checked_sub(1).map_or(0, |before| self.ends[before]);
         Some(&self.bytes[start..end])
+    }
+}
+
+/// For tests that feed broken bytes.
+#[doc(hidden)]
+pub mod hostile {
+    use super::*;
+
+    /// A `tokenizer.json`, and what is made of it.
+    pub fn read_json(text: &str) -> Result<Tokenizer, TokenizerError> {
+        Tokenizer::new(hugging_face::vocabulary_of(Path::new("hostile.json"), text)?.0)
     }
 }

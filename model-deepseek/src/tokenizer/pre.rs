@@ -21,6 +21,10 @@ use thiserror::Error;
 /// a million spaces) matches `\s+` instead, and the last blank is given back afterwards.
 const BLANKS: &str = r"|\s+(?!\S)|\s+";
 
+/// The most bytes of the automaton that a pattern is compiled to, as patterns may come out of files. Each takes a few of
+/// them: it is also read backwards. The largest of those below takes half.
+const MOST_STATES: usize = 1 << 20;
+
 /// How a vocabulary's text is cut and merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
@@ -167,8 +171,13 @@ impl PreTokenizer {
     /// The pattern that is none, or that needs a look-around other than the one at the end of the rules above.
     pub fn new(patterns: &[String]) -> Result<PreTokenizer, PatternError> {
         let step = |pattern: &String| {
-            Step::new(pattern)
-                .map_err(|error| PatternError { pattern: pattern.clone(), message: error.to_string() })
+            Step::new(pattern).map_err(|error| {
+                let message = match error.size_limit() {
+                    Some(most) => format!("it takes more than {most} bytes when it is compiled"),
+                    None => error.to_string(),
+                };
+                PatternError { pattern: pattern.clone(), message }
+            })
         };
         Ok(PreTokenizer { steps: patterns.iter().map(step).collect::<Result<_, _>>()? })
     }
@@ -197,9 +206,11 @@ struct Step {
 
 impl Step {
     fn new(pattern: &str) -> Result<Step, Box<BuildError>> {
+        let mut builder = Regex::builder();
+        builder.configure(Regex::config().nfa_size_limit(Some(MOST_STATES)));
         let regex = match pattern.strip_suffix(BLANKS) {
-            Some(others) => Regex::new_many(&[others, r"\s+"])?,
-            None => Regex::new(pattern)?,
+            Some(others) => builder.build_many(&[others, r"\s+"])?,
+            None => builder.build(pattern)?,
         };
         Ok(Step { regex })
     }
@@ -275,7 +286,7 @@ mod tests {
     fn patterns_from_files_may_match_nothing_or_be_wrong() {
         let pre = PreTokenizer::new(&["b*".into()]).unwrap();
         assert_eq!(pre.cut("äbbä"), [0..2, 2..4, 4..6]);
-        for bad in ["(", r"(?=x)y", r"\p{Nonsense}"] {
+        for bad in ["(", r"(?=x)y", r"\p{Nonsense}", r"\pL{200}"] {
             assert_eq!(PreTokenizer::new(&[bad.into()]).unwrap_err().pattern, bad);
         }
     }

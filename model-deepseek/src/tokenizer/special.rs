@@ -1,4 +1,4 @@
-use aho_corasick::{AhoCorasick, BuildError, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, BuildError, MatchKind};
 
 /// A part of a text: a token that stands in it as a whole, or what is between two such tokens.
 #[derive(Debug, PartialEq)]
@@ -16,9 +16,16 @@ pub(super) struct SpecialTokens {
 
 impl SpecialTokens {
     /// `tokens` are ids and texts. Empty texts are left out: they would be everywhere.
+    ///
+    /// Never a DFA, which the crate would choose for a few tokens: it takes a kilobyte for each byte of them. Nor has any
+    /// state but the first a table of all bytes. So there are about eighty bytes for each of a token while this is made.
     pub(super) fn new<'t>(tokens: impl Iterator<Item = (u32, &'t str)>) -> Result<Self, BuildError> {
         let (ids, texts): (Vec<u32>, Vec<&str>) = tokens.filter(|(_, text)| !text.is_empty()).unzip();
-        let automaton = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts)?;
+        let automaton = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
+            .dense_depth(1)
+            .build(texts)?;
         Ok(SpecialTokens { automaton, ids })
     }
 

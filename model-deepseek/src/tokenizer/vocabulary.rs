@@ -1,5 +1,8 @@
 use super::{Rules, TokenizerError};
-use crate::source::gguf::{Array, Metadata};
+use crate::source::{
+    SourceError,
+    gguf::{Array, Metadata},
+};
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -70,9 +73,15 @@ const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 
 /// The most tokens and merges that a file may have: half as many again as the largest vocabularies in use. Each takes many
-/// times its bytes of the file once it can be looked up, together about 170 MB.
-const MOST_TOKENS: usize = 1 << 18;
-const MOST_MERGES: usize = 1 << 19;
+/// times its bytes of the file once it can be looked up.
+pub(super) const MOST_TOKENS: usize = 1 << 18;
+pub(super) const MOST_MERGES: usize = 1 << 19;
+
+/// The most bytes of all tokens, and of all merges. Published vocabularies have up to 4 million.
+pub(super) const MOST_BYTES: usize = 16 << 20;
+
+/// The most bytes of a chat template as it is copied; [`ChatTemplate`](crate::chat::ChatTemplate) takes fewer.
+pub(super) const MOST_TEMPLATE: usize = 1 << 20;
 
 impl Vocabulary {
     /// A vocabulary of `tokens` and `merges`, without special ids and with types judged by text.
@@ -105,8 +114,8 @@ impl Vocabulary {
     ///
     /// # Errors
     /// A key that is missing or of another type, a tokenizer or pre-tokenizer that is not known here (the known ones
-    /// are listed), more than 2¹⁸ tokens or 2¹⁹ merges, a token that is not UTF-8, a type that does not exist, a merge
-    /// that is not two tokens.
+    /// are listed), more than 2¹⁸ tokens or 2¹⁹ merges or 16 MiB of either, a token that is not UTF-8, a type that does
+    /// not exist, a merge that is not two tokens.
     pub fn from_gguf(metadata: &Metadata) -> Result<Vocabulary, TokenizerError> {
         let model = metadata.required(MODEL, "string", metadata.get_str(MODEL)?)?;
         if model != "gpt2" {
@@ -118,17 +127,13 @@ impl Vocabulary {
             metadata.invalid(PRE, format!("one of {}", known.join(", ")), format!("`{pre}`"))
         })?;
 
-        let at_most = |most: usize, key: &str, array: Array<'_>| match array.len() {
-            len if len <= most => Ok(()),
-            len => Err(metadata.invalid(key, format!("at most {most} strings"), len.to_string())),
-        };
         let tokens = metadata.required(TOKENS, "array of strings", metadata.get_array(TOKENS)?)?;
-        at_most(MOST_TOKENS, TOKENS, tokens)?;
+        check_strings(metadata, TOKENS, tokens, MOST_TOKENS)?;
         let tokens =
             tokens.strings()?.map(|token| Ok(token?.to_owned())).collect::<Result<_, TokenizerError>>()?;
         let types = match metadata.get_array(TYPES)? {
             Some(types) => {
-                at_most(MOST_TOKENS, TYPES, types)?;
+                check_count(metadata, TYPES, types, MOST_TOKENS)?;
                 types.i32s()?.map(|number| token_type(metadata, number?)).collect::<Result<_, _>>()?
             }
             None => Vec::new(),
@@ -137,7 +142,7 @@ impl Vocabulary {
             None if rules.merges_from_ranks => Vec::new(),
             merges => {
                 let merges = metadata.required(MERGES, "array of strings", merges)?;
-                at_most(MOST_MERGES, MERGES, merges)?;
+                check_strings(metadata, MERGES, merges, MOST_MERGES)?;
                 let merges = merges.strings()?.enumerate();
                 merges
                     .map(|(i, merge)| split_merge(metadata.file(), MERGES, i, merge?))
@@ -160,8 +165,36 @@ impl Vocabulary {
             eos: metadata.get_u32("tokenizer.ggml.eos_token_id")?,
             end_of_generation,
             add_bos: metadata.get_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
-            chat_template: metadata.get_str("tokenizer.chat_template")?.map(str::to_owned),
+            chat_template: chat_template(metadata)?.map(str::to_owned),
         })
+    }
+}
+
+fn check_count(metadata: &Metadata, key: &str, array: Array<'_>, most: usize) -> Result<(), SourceError> {
+    match array.len() {
+        len if len <= most => Ok(()),
+        len => Err(metadata.invalid(key, format!("at most {most} elements"), len.to_string())),
+    }
+}
+
+/// At most `most` strings of at most [`MOST_BYTES`] in all, before any of them is copied.
+fn check_strings(metadata: &Metadata, key: &str, array: Array<'_>, most: usize) -> Result<(), SourceError> {
+    check_count(metadata, key, array, most)?;
+    let bytes = array.byte_strings()?.try_fold(0, |sum, string| Ok::<_, SourceError>(sum + string?.len()))?;
+    if bytes <= MOST_BYTES {
+        return Ok(());
+    }
+    Err(metadata.invalid(key, format!("at most {MOST_BYTES} bytes in all"), bytes.to_string()))
+}
+
+fn chat_template(metadata: &Metadata) -> Result<Option<&str>, SourceError> {
+    let key = "tokenizer.chat_template";
+    match metadata.get_str(key)? {
+        Some(template) if template.len() > MOST_TEMPLATE => {
+            let expected = format!("at most {MOST_TEMPLATE} bytes");
+            Err(metadata.invalid(key, expected, template.len().to_string()))
+        }
+        template => Ok(template),
     }
 }
 

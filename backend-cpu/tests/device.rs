@@ -485,7 +485,7 @@ fn ill_formed_operations_are_refused() {
     assert!(error.contains("found F32[rows, 8] strides [0]"), "{error}");
     let inputs = [TensorDesc::new(DType::F32, Shape::fixed(&[8])), x];
     let error = compile_one(Op::SwiGlu, &inputs[..1], &[x], |_| ()).expect_err("an input short");
-    assert!(error.contains("expected 2..=2 inputs, found 1"), "{error}");
+    assert!(error.contains("expected 2 inputs, found 1"), "{error}");
 }
 
 #[test]

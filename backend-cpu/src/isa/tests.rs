@@ -57,7 +57,6 @@ impl Task for Everything {
             {
                 f(&mut out, v);
             }
-            f(&mut out, s.mul_add(x, y, s.load(floats.as_ptr().add(32))));
             f(&mut out, s.splat(1.5));
             out.extend([s.sum(x), s.max_lane(x)].map(f32::to_bits));
             for n in 0..=16 {
@@ -76,6 +75,8 @@ impl Task for Everything {
                 i(&mut out, v);
                 f(&mut out, s.to_f32(v));
             }
+            // Fused or not: of whole numbers, to the bit.
+            f(&mut out, s.mul_add(s.to_f32(p), s.to_f32(q), s.to_f32(s.sub_i32(p, q))));
             let ramp: [i32; 16] = std::array::from_fn(|i| 120 + i as i32);
             f(&mut out, s.exponent(s.load_i32(ramp.as_ptr())));
             let mut low = [0i8; 16];

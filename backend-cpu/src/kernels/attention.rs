@@ -299,7 +299,7 @@ unsafe fn decode_row<S: Isa>(s: S, dtype: DType, from: *const u8, to: *mut f32, 
                 }
             }
             DType::Q8_0 => {
-                while at < width {
+                while at + dtype.block_len() <= width {
                     let block = from.add(dtype.row_bytes(at));
                     let d = s.splat(format::half(block.cast::<[u8; 2]>().read()));
                     for half in [0, 16] {

@@ -63,11 +63,11 @@ fn each_shape_computes_what_the_papers_say() {
     }
 }
 
-/// Beside quantised weights, as by default: the median row is as near as on the shared models.
+/// Beside quantised weights, as by default: the median row is as far as 8-bit activations of experts and of the head take
+/// it (3.1e-4 and 2.3e-5 at most), and so no further than where all else is rounded finely.
 #[test]
 fn each_shape_is_near_in_the_default_mode() {
     let tokens: Vec<u32> = (0..40).map(|i| (i * 37 + 11) % 96).collect();
-    let mut worst = 0.0;
     for dtype in [DType::Q8_0, DType::Q4_0] {
         for shape in shapes().into_iter().map(|shape| Shape { dtype, ..shape }) {
             let checkpoint = shape.file().checkpoint();
@@ -79,11 +79,10 @@ fn each_shape_is_near_in_the_default_mode() {
             let mut each = |_, logits: &[f32]| found.extend_from_slice(logits);
             session.feed_with(&tokens, Wanted::All, &mut each, &mut Discard).unwrap();
             let median = Difference::of(&expected, &found, shape.vocabulary).median_row_nmse;
-            println!("{}, {dtype}: {median:.1e}", shape.name);
-            worst = f64::max(worst, median);
+            let bound = if shape.experts > 0 { 6e-4 } else { 4e-5 };
+            assert!(median > 0.0 && median < bound, "{}, {dtype}: {median:e}", shape.name);
         }
     }
-    assert!(worst > 0.0 && worst < 2e-5, "{worst:e}");
 }
 
 /// The model of the default shape with one number of an F32 tensor replaced.

@@ -56,8 +56,17 @@ fn layers_that_mean_another_model_to_llama_cpp_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("v3.gguf");
     for layers in ["26", "27"] {
-        let arguments =
-            ["--out", file.to_str().unwrap(), "--shape", "v3", "--layers", layers, "--header-only"];
+        let arguments = [
+            "--out",
+            file.to_str().unwrap(),
+            "--shape",
+            "v3",
+            "--format",
+            "q4_0",
+            "--layers",
+            layers,
+            "--header-only",
+        ];
         let error = run(SYNTH, &arguments).error();
         assert!(error.contains("--layers: 26 and 27 layers mean DeepSeek-V2-Lite"), "{error}");
     }

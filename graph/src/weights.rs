@@ -70,7 +70,7 @@ pub enum LoadError {
     /// The device refused.
     #[error("{name}: {error}")]
     Device {
-        /// The weight or state.
+        /// The weight or state, or the model.
         name: String,
         /// What the device says.
         error: DeviceError,

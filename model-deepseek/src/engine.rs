@@ -1,9 +1,9 @@
 //! A model on devices: planned, then loaded, then shared by any number of sessions.
 
 use crate::{Error, Model, Session};
-use backend_api::{Capacity, DType, DeviceError, Precision};
+use backend_api::{Capacity, DType, DeviceError, DeviceKind, Precision};
 use graph::{DeviceIndex, Devices, LoadError, Needs, Placement, Plan, Progress, Weights};
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{collections::HashSet, fmt, str::FromStr, sync::Arc};
 
 /// The context that is used unless one is asked for, where the model was trained for more.
 const USUAL_CONTEXT: usize = 4096;
@@ -182,15 +182,21 @@ struct Shared {
 }
 
 /// Weights that lie in a file's map are read as they are needed; for those that have to be made the host needs memory, and
-/// a system that hands out more than it has ends the process.
+/// a system that hands out more than it has ends the process. Swap does not count: experts are read with every token.
 fn check_memory(model: &Model, devices: &Devices, plans: &Plans) -> Result<(), Error> {
-    let host = devices.host();
-    let made = |plan: &Plan| -> u64 {
-        let on_host = plan.weights.iter().filter(|place| place.device == host);
-        let name = |place: &graph::Place| plan.graph().storages()[place.storage].name.as_str();
-        on_host.filter_map(|place| model.checkpoint().made_bytes(name(place))).sum()
-    };
-    let (requested, info) = (made(&plans.decode).max(made(&plans.prefill)), devices[host].info());
+    // All devices that compute with the processor have the same memory.
+    let is_host = |device: DeviceIndex| devices[device].info().kind == DeviceKind::Cpu;
+    let mut made: HashSet<(&str, DeviceIndex)> = HashSet::new();
+    let mut requested = 0;
+    for plan in [&plans.decode, &plans.prefill] {
+        for place in plan.weights.iter().filter(|place| is_host(place.device)) {
+            let name = plan.graph().storages()[place.storage].name.as_str();
+            if model.is_made(name) && made.insert((name, place.device)) {
+                requested += place.bytes;
+            }
+        }
+    }
+    let info = devices[devices.host()].info();
     // 0 where the system does not tell.
     if info.memory_free == 0 || requested <= info.memory_free {
         return Ok(());
@@ -245,6 +251,7 @@ impl Engine {
     pub fn without(&self, device: &str, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Engine, Error> {
         let Shared { model, devices, plans, weights } = &*self.shared;
         let plans = plans.without(&self.called(device), devices)?;
+        check_memory(model, devices, &plans)?;
         let weights = weights.load_rest(&[&plans.decode, &plans.prefill], devices, &**model, progress);
         let weights = weights.map_err(|error| Error::from(error).advised(devices))?;
         let shared = Shared { model: Arc::clone(model), devices: devices.clone(), plans, weights };

@@ -176,7 +176,7 @@ pub(crate) fn is_cache(name: &str) -> bool {
 }
 
 /// Parts of a layer that files may have and nothing needs: tables that follow from the keys.
-const SPARE: [&str; 3] = ["rope_freqs.weight", "attn_rot_embd.weight", "self_attn.rotary_emb.inv_freq"];
+const SPARE: [&str; 3] = ["rope_freqs.weight", "attn_rot_embd.weight", "rotary_emb.inv_freq"];
 
 /// One notice for the layers that predict further tokens, one for tensors that follow from others.
 ///
@@ -195,11 +195,18 @@ fn skipped(model: &Model, graph: &Graph) -> Result<Vec<String>, SourceError> {
         layer >= decoders && (layer - decoders < config.next_token_layers || told.contains(&layer))
     };
     let (mut next, mut spare) = (0, Vec::new());
-    for info in checkpoint.tensors().filter(|info| !used.contains(info.name.as_str())) {
+    for info in checkpoint.tensors() {
         let layer = layer_and_part(&info.name).map(|(layer, _)| layer);
         let part = layer_and_part(&info.name).map_or(info.name.as_str(), |(_, part)| part);
-        // Files of a time between have the matrices that attention absorbs, and what they were made of.
+        // Files of a time between have the matrices that attention absorbs, and what they were made of. One of the two
+        // alone is derived with the other.
+        let is_legacy = layer.is_some_and(|layer| NamedWeights(checkpoint).is_legacy(layer));
+        let is_derived = is_legacy && matches!(part, "attn_k_b.weight" | "attn_v_b.weight");
+        if used.contains(info.name.as_str()) && !is_derived {
+            continue;
+        }
         let is_spare = SPARE.iter().any(|spare| part.ends_with(spare))
+            || is_derived
             || part == "attn_kv_b.weight"
             || (config.tied_head && part == "output.weight");
         match layer {
@@ -244,7 +251,9 @@ fn made(model: &Model, graph: &Graph) -> Vec<String> {
     }
     let [files, memory, copied] = [files, memory, copied].map(|bytes| (bytes > 0).then(|| human(bytes)));
     let copied = copied.map(|copied| {
-        format!("experts, which the files have one by one, are put together: {copied} of memory")
+        format!(
+            "experts, which the files have one by one, are put together: {copied} of their device's memory"
+        )
     });
     let decoded = files.zip(memory).map(|(files, memory)| {
         format!(
@@ -254,13 +263,27 @@ fn made(model: &Model, graph: &Graph) -> Vec<String> {
     copied.into_iter().chain(decoded).collect()
 }
 
+impl Model {
+    /// Whether a weight's bytes are made when it is loaded, and not those of a file.
+    pub(crate) fn is_made(&self, name: &str) -> bool {
+        let derived = layer_of_k_b(name).is_some_and(|layer| NamedWeights(&self.checkpoint).is_legacy(layer));
+        derived || self.checkpoint.made_bytes(name).is_some()
+    }
+}
+
 impl WeightSource for Model {
     fn weight(&self, name: &str) -> Result<WeightBytes, graph::SourceError> {
         let legacy = |layer: &usize| NamedWeights(&self.checkpoint).is_legacy(*layer);
         if let Some(layer) = layer_of_k_b(name).filter(legacy) {
             let kv_b = format!("blk.{layer}.attn_kv_b.weight");
             let derive = |dtype, kv_b: &[u8]| derive_k_b(&self.config.attention, dtype, kv_b);
-            let bytes = self.checkpoint.make(&kv_b, derive)?;
+            let bytes = self.checkpoint.make(&kv_b, derive)?.map_err(|error| {
+                let from = self
+                    .checkpoint
+                    .required(&kv_b)
+                    .map(|info| info.invalid("memory for attn_k_b", error.to_string()));
+                from.unwrap_or_else(|missing| missing)
+            })?;
             let range = 0..bytes.len();
             let bytes: HostBytes = Arc::new(bytes);
             return Ok(WeightBytes { bytes, range });

@@ -400,6 +400,7 @@ impl Session {
             let flow = each(token, &decoder.push(token)?);
             self.feed_one(token)?;
             if flow.is_break() {
+                self.cancel.store(false, Ordering::Relaxed);
                 break Stop::Cancelled;
             }
         };

@@ -423,6 +423,10 @@ fn tensors_are_checked_at_open() {
     let notices = model.notices().join("\n");
     assert!(notices.contains("1 tensors are not used: rope_freqs.weight"), "{notices}");
     assert!(notices.contains("predict further tokens (from layer 3 on)"), "{notices}");
+    let made = |shape: &mut Shape| shape.legacy = true;
+    let half = open(&made, &[("blk.0.attn_v_b.weight", &[3, 24, 32]), ("model.rotary_emb.inv_freq", &[4])]);
+    let notices = half.unwrap().notices().join("\n");
+    assert!(notices.contains("not used: blk.0.attn_v_b.weight, model.rotary_emb.inv_freq"), "{notices}");
     // What is there and not computed with would be another model.
     for (extra, found) in [
         ("blk.0.attn_q_a.bias", "only tensors that this model computes with"),

@@ -54,7 +54,7 @@ fn steps_take_nothing_from_the_heap() {
             session.truncate(33).unwrap();
             TAKEN.load(Ordering::Relaxed) - before
         };
-        let fewest = (0..200).map(|_| round()).find(|taken| *taken == 0);
-        assert_eq!(fewest, Some(0), "allocations in each of 200 rounds with {threads} threads");
+        let taking = (0..50).filter(|_| round() > 0).count();
+        assert!(taking <= threads, "allocations in {taking} of 50 rounds with {threads} threads");
     }
 }

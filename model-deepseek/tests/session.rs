@@ -210,6 +210,12 @@ fn generating_ends_where_it_should() {
     assert_eq!((cancelled.stop, cancelled.tokens.len()), (Stop::Cancelled, 3));
     assert!(!flag.load(Ordering::Relaxed), "the flag falls when it was obeyed");
     assert_eq!(session.tokens()[120..], cancelled.tokens, "what was seen is in the session");
+    let both = session.generate(&mut sampler, 100, |_, _| {
+        flag.store(true, Ordering::Relaxed);
+        ControlFlow::Break(())
+    });
+    assert_eq!(both.unwrap().tokens.len(), 1);
+    assert!(!flag.load(Ordering::Relaxed), "the flag falls with the break");
     // Also before the first, when the logits have to be found again.
     session.truncate(121).unwrap();
     flag.store(true, Ordering::Relaxed);

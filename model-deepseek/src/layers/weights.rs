@@ -7,7 +7,7 @@ use crate::{
 use backend_api::{DType, Shape, TensorDesc, format};
 use graph::{GraphBuilder, Value};
 use rayon::prelude::*;
-use std::ops::Range;
+use std::{collections::TryReserveError, ops::Range};
 
 /// The tensors of a checkpoint as weights of a graph.
 pub(crate) struct NamedWeights<'a>(pub(crate) &'a Checkpoint);
@@ -101,12 +101,17 @@ fn derived_dtype(source: DType) -> DType {
 
 /// The bytes of `k_b` out of those of `kv_b`, whose format is `dtype`: the key rows of each head, transposed. Heads are
 /// shared among the threads of the pool it runs in.
-pub(crate) fn derive_k_b(c: &AttentionConfig, dtype: DType, kv_b: &[u8]) -> Vec<u8> {
+///
+/// # Errors
+/// There is no memory for it.
+pub(crate) fn derive_k_b(c: &AttentionConfig, dtype: DType, kv_b: &[u8]) -> Result<Vec<u8>, TryReserveError> {
     let (nope, latent) = (c.nope, c.kv_lora_rank);
     let row_bytes = dtype.row_bytes(latent);
     let to = derived_dtype(dtype);
     let made_bytes = to.row_bytes(latent * nope);
-    let mut made = vec![0; c.heads * made_bytes];
+    let mut made = Vec::new();
+    made.try_reserve_exact(c.heads * made_bytes)?;
+    made.resize(c.heads * made_bytes, 0);
     let heads =
         made.par_chunks_exact_mut(made_bytes).zip(kv_b.par_chunks_exact((nope + c.value) * row_bytes));
     let scratch = || (vec![0.0; nope * latent], vec![0.0; nope * latent]);
@@ -119,5 +124,5 @@ pub(crate) fn derive_k_b(c: &AttentionConfig, dtype: DType, kv_b: &[u8]) -> Vec<
         }
         format::encode(to, transposed, made);
     });
-    made
+    Ok(made)
 }

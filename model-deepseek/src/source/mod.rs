@@ -290,8 +290,8 @@ impl Checkpoint {
         }
     }
 
-    /// Some bytes of a tensor as the files have it, few enough to read for all: two models that are not the same differ in
-    /// them. None of a tensor that is not there.
+    /// Some bytes of a tensor as the files have it, few enough to read for all: two models that are not the same hardly ever
+    /// agree in all of them. None of a tensor that is not there.
     pub(crate) fn sample(&self, name: &str, mut see: impl FnMut(&[u8])) {
         const BYTES: usize = 4096;
         let mut edges = |weight: &WeightBytes| {
@@ -302,12 +302,10 @@ impl Checkpoint {
         match self.find(name) {
             Some((_, Location::Mapped(weight))) => edges(weight),
             Some((_, Location::Made(assembly))) => {
-                assembly
-                    .parts
-                    .first()
-                    .into_iter()
-                    .chain(assembly.parts.last())
-                    .for_each(|part| edges(&part.values));
+                for part in [assembly.parts.first(), assembly.parts.last()].into_iter().flatten() {
+                    edges(&part.values);
+                    part.scales.iter().for_each(&mut edges);
+                }
             }
             None => {}
         }

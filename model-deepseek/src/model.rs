@@ -196,12 +196,14 @@ fn skipped(model: &Model, graph: &Graph) -> Result<Vec<String>, SourceError> {
     };
     let (mut next, mut spare) = (0, Vec::new());
     for info in checkpoint.tensors() {
-        let layer = layer_and_part(&info.name).map(|(layer, _)| layer);
-        let part = layer_and_part(&info.name).map_or(info.name.as_str(), |(_, part)| part);
+        let (layer, part) = match layer_and_part(&info.name) {
+            Some((layer, part)) => (Some(layer), part),
+            None => (None, info.name.as_str()),
+        };
         // Files of a time between have the matrices that attention absorbs, and what they were made of. One of the two
         // alone is derived with the other.
-        let is_legacy = layer.is_some_and(|layer| NamedWeights(checkpoint).is_legacy(layer));
-        let is_derived = is_legacy && matches!(part, "attn_k_b.weight" | "attn_v_b.weight");
+        let is_derived = matches!(part, "attn_k_b.weight" | "attn_v_b.weight")
+            && layer.is_some_and(|layer| NamedWeights(checkpoint).is_legacy(layer));
         if used.contains(info.name.as_str()) && !is_derived {
             continue;
         }
@@ -266,15 +268,18 @@ fn made(model: &Model, graph: &Graph) -> Vec<String> {
 impl Model {
     /// Whether a weight's bytes are made when it is loaded, and not those of a file.
     pub(crate) fn is_made(&self, name: &str) -> bool {
-        let derived = layer_of_k_b(name).is_some_and(|layer| NamedWeights(&self.checkpoint).is_legacy(layer));
-        derived || self.checkpoint.made_bytes(name).is_some()
+        self.derived_k_b(name).is_some() || self.checkpoint.made_bytes(name).is_some()
+    }
+
+    /// The layer of a `k_b` that is derived, if the name is that of one.
+    fn derived_k_b(&self, name: &str) -> Option<usize> {
+        layer_of_k_b(name).filter(|layer| NamedWeights(&self.checkpoint).is_legacy(*layer))
     }
 }
 
 impl WeightSource for Model {
     fn weight(&self, name: &str) -> Result<WeightBytes, graph::SourceError> {
-        let legacy = |layer: &usize| NamedWeights(&self.checkpoint).is_legacy(*layer);
-        if let Some(layer) = layer_of_k_b(name).filter(legacy) {
+        if let Some(layer) = self.derived_k_b(name) {
             let kv_b = format!("blk.{layer}.attn_kv_b.weight");
             let derive = |dtype, kv_b: &[u8]| derive_k_b(&self.config.attention, dtype, kv_b);
             let bytes = self.checkpoint.make(&kv_b, derive)?.map_err(|error| {

@@ -162,7 +162,7 @@ pub(crate) trait Dot: Send + Sync {
                 }
             }
         }
-        together(s, totals)
+        together(s, P, |part| totals[part])
     }
 
     /// Fills the panel with the values `256 × index ..` of 16 rows; returns how many there are.
@@ -187,10 +187,10 @@ pub(crate) trait Dot: Send + Sync {
 
 /// The sum of a product's parts.
 #[inline(always)]
-fn together<S: Isa, const P: usize>(s: S, parts: [S::F; P]) -> S::F {
-    let mut sum = parts[0];
-    for part in &parts[1..] {
-        sum = s.add(sum, *part);
+fn together<S: Isa>(s: S, parts: usize, part: impl Fn(usize) -> S::F) -> S::F {
+    let mut sum = part(0);
+    for more in 1..parts {
+        sum = s.add(sum, part(more));
     }
     sum
 }

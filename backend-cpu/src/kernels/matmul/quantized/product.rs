@@ -1,6 +1,6 @@
 //! Products as kernels.
 
-use super::{Dot, LANES, PANEL_K, Panel, Sums, rows::Rows};
+use super::{Dot, LANES, PANEL_K, Panel, Sums, rows::Rows, together};
 use crate::{
     isa::Isa,
     kernels::{
@@ -140,8 +140,7 @@ impl<D: Dot + 'static> Kernel for Product<D> {
                 }
                 for index in 0..problem.count {
                     let part = |part: usize| s.load(sums.add(index * parts + part).cast());
-                    let sum = (1..parts).fold(part(0), |sum, more| s.add(sum, part(more)));
-                    self.store(s, problem.output(index), row, sum);
+                    self.store(s, problem.output(index), row, together(s, parts, part));
                 }
             }
         }

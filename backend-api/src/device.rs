@@ -17,6 +17,13 @@ pub enum DeviceKind {
     Null,
 }
 
+impl DeviceKind {
+    /// Whether its memory is main memory.
+    pub fn shares_main_memory(self) -> bool {
+        matches!(self, DeviceKind::Cpu | DeviceKind::IntegratedGpu)
+    }
+}
+
 /// Facts about a device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeviceInfo {

@@ -55,7 +55,7 @@ pub use null::{NullBuffer, NullDevice};
 pub use observer::{Discard, Observer, OpEvent};
 pub use op::{Gating, Op, OpDesc, OpKind, Precision, RopeAttributes, RouteAttributes};
 pub use program::{
-    Capacity, Operand, Place, Program, ProgramDesc, ProgramOp, ProgramValue, Step, ValueIndex,
+    Capacity, Operand, Place, Program, ProgramDesc, ProgramOp, ProgramResult, ProgramValue, Step, ValueIndex,
 };
 pub use shape::{Extent, Shape, TensorDesc};
 pub use work::Work;

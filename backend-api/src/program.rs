@@ -1,6 +1,6 @@
 //! Programs: operations over values that lie at known places.
 
-use crate::{BufferRef, DeviceError, Observer, Op, OpDesc, TensorDesc};
+use crate::{BufferRef, DeviceError, Extent, Observer, Op, OpDesc, TensorDesc};
 
 /// What varies from step to step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +65,30 @@ pub struct ProgramValue {
     pub place: Place,
 }
 
+/// Bytes that are read after a run: rows of `row` bytes each, `pitch` bytes apart, the first at `place`, and the gaps
+/// between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramResult {
+    /// Of the first byte.
+    pub place: Place,
+    /// How many rows.
+    pub extent: Extent,
+    /// Bytes of a row.
+    pub row: usize,
+    /// Bytes from one row to the next.
+    pub pitch: usize,
+}
+
+impl ProgramResult {
+    /// Bytes in `step`, from the first to past the last.
+    pub fn bytes(&self, step: &Step) -> usize {
+        match self.extent.at(step) {
+            0 => 0,
+            rows => (rows - 1) * self.pitch + self.row,
+        }
+    }
+}
+
 /// One operation of a program.
 #[derive(Clone, Debug)]
 pub struct ProgramOp {
@@ -96,6 +120,9 @@ pub struct ProgramDesc {
     pub values: Vec<ProgramValue>,
     /// Operations, in an order that respects data flow.
     pub ops: Vec<ProgramOp>,
+    /// What is read after each run, so that a device with memory of its own can bring it along. Anything else may be read,
+    /// too.
+    pub results: Vec<ProgramResult>,
 }
 
 impl ProgramDesc {

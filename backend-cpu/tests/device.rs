@@ -75,6 +75,7 @@ impl<'a> Sketch<'a> {
             buffers: buffers.to_vec(),
             values: self.values.clone(),
             ops: self.ops.clone(),
+            results: Vec::new(),
         }
     }
 

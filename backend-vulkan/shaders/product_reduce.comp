@@ -1,9 +1,10 @@
 #version 460
-// Matrix products of few columns: the lanes of a subgroup run along rows of weights, a unit each, so that neighbours read
-// what lies side by side; their sums meet at the end. A subgroup has several rows at once, for which activations are
-// loaded once. Best where memory is what takes the time.
+// Matrix products of few columns: lanes run along rows of weights, a unit each, so that neighbours read what lies side by
+// side; their sums meet at the end. Each has several rows at once, for which activations are loaded once. Where rows are
+// short, some of a subgroup's lanes have rows of their own. Best where memory is what takes the time.
 
 #extension GL_GOOGLE_include_directive : require
+#extension GL_KHR_shader_subgroup_shuffle : require
 #include "common.glsl"
 #include "formats.glsl"
 
@@ -11,18 +12,22 @@ layout(constant_id = 0) const uint THREADS = 128;
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint SUBGROUP = 32;
 
-// Columns of activations, and rows of weights of each subgroup, that are worked on at once.
+// Columns of activations, and rows of weights of each lane, that are worked on at once.
 layout(constant_id = 2) const uint COLUMNS = 1;
 layout(constant_id = 3) const uint ROWS = 4;
 
 // Subgroups that share rows, each with some of the units: where there are too few rows for all.
 layout(constant_id = 4) const uint SPLIT = 1;
 
+// Lanes that run along the same rows, a power of two: those of a subgroup unless SPLIT is 1.
+layout(constant_id = 5) const uint LANES = 32;
+
 // Whether activations may be loaded four at a time.
-layout(constant_id = 5) const uint FOURS = 0;
+layout(constant_id = 6) const uint FOURS = 0;
 
 const uint SUBGROUPS = THREADS / SUBGROUP;
-const uint GROUP_ROWS = SUBGROUPS / SPLIT * ROWS;
+const uint SUBGROUP_ROWS = SUBGROUP / LANES * ROWS;
+const uint GROUP_ROWS = SUBGROUPS / SPLIT * SUBGROUP_ROWS;
 
 #include "product.glsl"
 
@@ -31,9 +36,21 @@ const uint SUMS = ROWS * COLUMNS;
 // What each subgroup has, where it shares rows.
 shared float share[SUBGROUPS * SUMS];
 
+// The sum over the lanes that share rows.
+float lanes_add(float value) {
+    if (LANES == SUBGROUP) {
+        return subgroupAdd(value);
+    }
+    for (uint distance = LANES / 2; distance > 0; distance /= 2) {
+        value += subgroupShuffleXor(value, distance);
+    }
+    return value;
+}
+
 void multiply(ProductJob job, Tile tile, uint first_row) {
-    const uint lane = gl_SubgroupInvocationID, part = gl_SubgroupID % SPLIT;
-    const uint own_row = first_row + gl_SubgroupID / SPLIT * ROWS;
+    const uint lane = gl_SubgroupInvocationID % LANES, part = gl_SubgroupID % SPLIT;
+    const uint own_row =
+        first_row + gl_SubgroupID / SPLIT * SUBGROUP_ROWS + gl_SubgroupInvocationID / LANES * ROWS;
     uint64_t x[COLUMNS], y[COLUMNS], row[ROWS];
     [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
         const uint column = tile_column(tile, c);
@@ -48,7 +65,7 @@ void multiply(ProductJob job, Tile tile, uint first_row) {
         sum[i] = 0.0;
     }
     const uint units = (job.k + 31) / 32;
-    for (uint unit = part * SUBGROUP + lane; unit < units; unit += SPLIT * SUBGROUP) {
+    for (uint unit = part * LANES + lane; unit < units; unit += SPLIT * LANES) {
         const uint start = unit_start(unit);
         // Of each column both runs, in fours, and what they add up to.
         vec4 own[8 * COLUMNS];
@@ -87,7 +104,7 @@ void multiply(ProductJob job, Tile tile, uint first_row) {
         }
     }
     [[unroll]] for (uint i = 0; i < SUMS; i++) {
-        sum[i] = subgroupAdd(sum[i]);
+        sum[i] = lanes_add(sum[i]);
     }
     if (SPLIT > 1) {
         if (lane == 0) {

@@ -177,6 +177,25 @@ void convert(RowOp op, uint row) {
     }
 }
 
+// a / b, both positive, rounded to the nearest f32 as a device's own division need not be; but where the quotient or an
+// operand is denormal.
+float quotient(float a, float b) {
+    const uint bits_a = floatBitsToUint(a), bits_b = floatBitsToUint(b);
+    const uint divisor = (bits_b & 0x007fffffu) | 0x00800000u;
+    const uint64_t dividend = uint64_t((bits_a & 0x007fffffu) | 0x00800000u) << 25;
+    // 25 bits, or 26: 24 of the result, and what it is rounded by.
+    const uint whole = uint(dividend / divisor);
+    const bool more = uint64_t(whole) * divisor != dividend;
+    const uint extra = whole < (1u << 25) ? 1 : 2;
+    const int exponent = int(bits_a >> 23) - int(bits_b >> 23) + 125 + int(extra);
+    if (exponent <= 0 || exponent >= 255 || bits_a < 0x00800000u || bits_b < 0x00800000u) {
+        return a / b;
+    }
+    const uint kept = whole >> extra, rest = whole & ((1u << extra) - 1), middle = 1u << (extra - 1);
+    const bool up = rest > middle || (rest == middle && (more || (kept & 1u) != 0));
+    return uintBitsToFloat((uint(exponent) << 23) + kept - 0x00800000u + uint(up));
+}
+
 // out0: the cache, `out_strides.x` bytes a row.
 void kv_store(RowOp op, uint row, uint position) {
     const uint64_t to = op.out0 + uint64_t(position) * op.out_strides.x;
@@ -207,8 +226,8 @@ void kv_store(RowOp op, uint row, uint position) {
                 continue;
             }
             const float size = uintBitsToFloat(largest);
-            const uint d = to_half(size / 127.0, 0x7bffu);
-            const float inverse = (d & 0x7fffu) == 0 ? 0.0 : 127.0 / size;
+            const uint d = to_half(quotient(size, 127.0), 0x7bffu);
+            const float inverse = (d & 0x7fffu) == 0 ? 0.0 : quotient(127.0, size);
             quants.at[0] = uint16_t(d);
             for (uint i = 0; i < 32; i += 2) {
                 const int low = i < n ? int(roundEven(x.at[first + i] * inverse)) : 0;

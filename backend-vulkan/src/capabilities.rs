@@ -2,13 +2,16 @@
 
 use crate::{instance::Instance, tuning::Arithmetic};
 use ash::{ext, khr, vk};
-use std::ffi::CStr;
+use std::{ffi::CStr, ptr};
 
 /// What a device offers beyond what every device must have.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Capabilities {
     /// Invocations of a subgroup: 8 to 128.
     pub subgroup: u32,
+    /// Intel: a lane of 32 has half the registers of a lane of 16, too few for our kernels; so subgroups have 16, although
+    /// the driver names 32.
+    pub short_of_registers: bool,
     /// Bytes of main memory can be used in place (`VK_EXT_external_memory_host`), at multiples of this.
     pub import_alignment: Option<u64>,
     /// Free memory is told (`VK_EXT_memory_budget`).
@@ -46,17 +49,7 @@ pub(crate) fn missing(instance: &Instance, device: vk::PhysicalDevice) -> Vec<&'
     unsafe { instance.functions().get_physical_device_features2(device, &mut features) };
     let long = features.features.shader_int64;
     let subgroups = instance.subgroups(device);
-    let mut control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default();
-    let mut sizes = vk::PhysicalDeviceSubgroupSizeControlProperties::default();
-    if instance.has_or_is_1_3(device, ext::subgroup_size_control::NAME) {
-        let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut control);
-        let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut sizes);
-        // SAFETY: as above; the device has the extension, or version 1.3, whose structures are chained.
-        unsafe {
-            instance.functions().get_physical_device_features2(device, &mut features);
-            instance.functions().get_physical_device_properties2(device, &mut properties);
-        }
-    }
+    let (control, sizes) = subgroup_control(instance, device);
     // Lanes are counted on: without these a work group's subgroups may have any size.
     let sized = sizes.required_subgroup_size_stages.contains(vk::ShaderStageFlags::COMPUTE)
         && (sizes.min_subgroup_size..=sizes.max_subgroup_size).contains(&subgroups.subgroup_size);
@@ -72,18 +65,43 @@ pub(crate) fn missing(instance: &Instance, device: vk::PhysicalDevice) -> Vec<&'
     ];
     let operations = vk::SubgroupFeatureFlags::BASIC
         | vk::SubgroupFeatureFlags::ARITHMETIC
-        | vk::SubgroupFeatureFlags::BALLOT;
+        | vk::SubgroupFeatureFlags::BALLOT
+        | vk::SubgroupFeatureFlags::SHUFFLE;
     let mut missing: Vec<&str> =
         wanted.into_iter().filter(|(has, _)| *has == vk::FALSE).map(|(_, name)| name).collect();
     if !subgroups.supported_operations.contains(operations)
         || !subgroups.supported_stages.contains(vk::ShaderStageFlags::COMPUTE)
     {
-        missing.push("subgroup arithmetic and ballot in compute shaders");
+        missing.push("subgroup arithmetic, ballot and shuffle in compute shaders");
     }
     if !(8..=128).contains(&subgroups.subgroup_size) {
         missing.push("subgroups of 8 to 128 invocations");
     }
     missing
+}
+
+/// How subgroups' sizes can be asked for; nothing where they cannot.
+fn subgroup_control(
+    instance: &Instance,
+    device: vk::PhysicalDevice,
+) -> (
+    vk::PhysicalDeviceSubgroupSizeControlFeatures<'static>,
+    vk::PhysicalDeviceSubgroupSizeControlProperties<'static>,
+) {
+    let mut control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default();
+    let mut sizes = vk::PhysicalDeviceSubgroupSizeControlProperties::default();
+    if instance.has_or_is_1_3(device, ext::subgroup_size_control::NAME) {
+        let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut control);
+        let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut sizes);
+        // SAFETY: the device is of this instance and has the extension, or version 1.3, whose structures are chained.
+        unsafe {
+            instance.functions().get_physical_device_features2(device, &mut features);
+            instance.functions().get_physical_device_properties2(device, &mut properties);
+        }
+    }
+    control.p_next = ptr::null_mut();
+    sizes.p_next = ptr::null_mut();
+    (control, sizes)
 }
 
 /// The extensions that a device of these capabilities is made with.
@@ -153,6 +171,9 @@ fn matrix(instance: &Instance, device: vk::PhysicalDevice) -> Option<[u32; 3]> {
     instance.matrix(device, suits)
 }
 
+/// A vendor's number with the PCI.
+const INTEL: u32 = 0x8086;
+
 impl Capabilities {
     pub(crate) fn of(instance: &Instance, device: vk::PhysicalDevice, family: u32) -> Self {
         let functions = instance.functions();
@@ -182,8 +203,15 @@ impl Capabilities {
         if maintenance4 {
             largest_buffer = largest_buffer.min(sizes.max_buffer_size);
         }
+        let named = instance.subgroups(device).subgroup_size;
+        let sizes = subgroup_control(instance, device).1;
+        let short_of_registers = basic.vendor_id == INTEL;
         Capabilities {
-            subgroup: instance.subgroups(device).subgroup_size,
+            subgroup: match short_of_registers {
+                true => 16.clamp(sizes.min_subgroup_size, sizes.max_subgroup_size),
+                false => named,
+            },
+            short_of_registers,
             import_alignment: imports.then_some(host.min_imported_host_pointer_alignment),
             memory_budget: has(ext::memory_budget::NAME),
             largest_buffer,
@@ -219,7 +247,8 @@ impl Capabilities {
     }
 
     /// In words, for people.
-    pub(crate) fn offers(&self) -> Vec<&'static str> {
+    pub(crate) fn offers(&self) -> Vec<String> {
+        let subgroups = format!("subgroups of {}", self.subgroup);
         let named = [
             (self.software, "runs on the CPU"),
             (self.shares_memory, "shares main memory"),
@@ -229,6 +258,7 @@ impl Capabilities {
             (self.fast_integer_dots, "integer dot products"),
             (self.matrix.is_some(), "cooperative matrices"),
         ];
-        named.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect()
+        let has = named.into_iter().filter(|(has, _)| *has).map(|(_, name)| name.to_owned());
+        has.chain([subgroups]).collect()
     }
 }

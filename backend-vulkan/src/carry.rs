@@ -1,8 +1,8 @@
 //! Small copies without submissions of their own: what is written before a program runs and what is read after it travels
 //! with the program. A split of a decode step on a device with memory of its own is so one submission, and not three.
 //!
-//! Only what the program that was submitted last has brought is kept: with several sessions by turns on one device, reads
-//! have submissions of their own again.
+//! Only what the program that was submitted last has brought is kept: what is read later than that, as with several sessions
+//! by turns on one device, has a submission of its own.
 
 use crate::{
     context::Context,
@@ -10,7 +10,7 @@ use crate::{
     staging::{everything_before, record},
 };
 use ash::vk;
-use backend_api::{Buffer, BufferRef, DeviceError};
+use backend_api::{Buffer, BufferRef, DeviceError, ProgramResult, Step};
 use gpu_allocator::MemoryLocation;
 use std::{
     ops::Range,
@@ -25,9 +25,6 @@ pub(crate) const ROOM: usize = 2 << 20;
 
 /// Writes that may.
 const COPIES: usize = 256;
-
-/// Runs after which what nobody reads is no longer brought along.
-const PATIENCE: u32 = 8;
 
 /// Bytes on their way to the device, which the next submission takes along.
 pub(crate) struct Up {
@@ -127,118 +124,96 @@ impl Up {
     }
 }
 
-/// What was read after a program's last runs, which its next ones bring along.
+/// The results of a program, which every run brings along.
 pub(crate) struct Down {
-    /// The program's buffers that live within a step.
-    buffers: Vec<vk::Buffer>,
+    /// Those in memory that the CPU does not read.
+    results: Vec<(vk::Buffer, ProgramResult)>,
     commands: vk::CommandBuffer,
-    /// One after the other in memory.
-    wanted: Vec<Wanted>,
-    /// Whether the commands are those of what is wanted now.
-    recorded: bool,
+    /// What the commands copy, one after the other in memory.
+    brought: Vec<Brought>,
     /// The submission that last brought anything.
     number: u64,
 }
 
-struct Wanted {
+struct Brought {
     buffer: vk::Buffer,
     bytes: Range<u64>,
+    /// Where it is brought to.
+    at: u64,
     /// Brought by the last run, and not written over since.
     fresh: bool,
-    /// Runs since it was read.
-    idle: u32,
-}
-
-impl Wanted {
-    fn len(&self) -> usize {
-        (self.bytes.end - self.bytes.start) as usize
-    }
-
-    fn holds(&self, buffer: vk::Buffer, bytes: &Range<u64>) -> bool {
-        self.buffer == buffer && self.bytes.start <= bytes.start && bytes.end <= self.bytes.end
-    }
 }
 
 impl Down {
     /// `commands` may be recorded again and again.
-    pub(crate) fn new(buffers: Vec<vk::Buffer>, commands: vk::CommandBuffer) -> Self {
-        Down { buffers, commands, wanted: Vec::new(), recorded: true, number: 0 }
+    pub(crate) fn new(results: Vec<(vk::Buffer, ProgramResult)>, commands: vk::CommandBuffer) -> Self {
+        Down { results, commands, brought: Vec::new(), number: 0 }
     }
 
-    /// A run of the program is done and these bytes were read: from now on they are brought along, where there is room.
-    pub(crate) fn want(&mut self, buffer: vk::Buffer, bytes: Range<u64>) {
-        let wanted = Wanted { buffer, bytes, fresh: false, idle: 0 };
-        let known = self.wanted.iter().any(|other| other.holds(buffer, &wanted.bytes));
-        let all: usize = self.wanted.iter().map(Wanted::len).sum();
-        let room = wanted.len() <= SMALL && all + wanted.len() <= ROOM;
-        if !known && room && self.buffers.contains(&buffer) {
-            self.wanted.push(wanted);
-            self.recorded = false;
-        }
+    pub(crate) fn is_empty(&self) -> bool {
+        self.results.is_empty()
     }
 
-    /// The commands that bring what is wanted into `memory`, if anything is. The program's last run is done.
+    /// The commands that bring the results of a step into `memory`, as far as there is room. The program's last run is
+    /// done.
     pub(crate) fn record(
         &mut self,
         context: &Context,
         memory: &Memory,
+        step: &Step,
     ) -> Result<Option<vk::CommandBuffer>, DeviceError> {
-        if self.wanted.iter().any(|wanted| wanted.idle > PATIENCE) {
-            self.wanted.retain(|wanted| wanted.idle <= PATIENCE);
-            self.recorded = false;
+        let mut wanted = Vec::new();
+        let mut at = 0;
+        for (buffer, result) in &self.results {
+            let (start, len) = (result.place.offset as u64, result.bytes(step));
+            if (1..=SMALL).contains(&len) && at as usize + len <= ROOM {
+                wanted.push(Brought { buffer: *buffer, bytes: start..start + len as u64, at, fresh: false });
+                at += len as u64;
+            }
         }
-        if self.wanted.is_empty() {
-            return Ok(None);
-        }
-        if !self.recorded {
-            let copies = |device: &ash::Device, commands| {
-                let mut at = 0;
-                for wanted in &self.wanted {
-                    let region = [vk::BufferCopy {
-                        src_offset: wanted.bytes.start,
-                        dst_offset: at,
-                        size: wanted.len() as u64,
-                    }];
+        let place = |brought: &Brought| (brought.buffer, brought.bytes.clone());
+        if !wanted.iter().map(place).eq(self.brought.iter().map(place)) {
+            // Of half a recording nothing is read.
+            self.brought.clear();
+            record(context, self.commands, |device, commands| {
+                for Brought { buffer, bytes, at, .. } in &wanted {
+                    let (src_offset, size) = (bytes.start, bytes.end - bytes.start);
+                    let region = [vk::BufferCopy { src_offset, dst_offset: *at, size }];
                     // SAFETY: being recorded; the ranges lie in their buffers, which the program keeps alive.
-                    unsafe { device.cmd_copy_buffer(commands, wanted.buffer, memory.buffer(), &region) }
-                    at += wanted.len() as u64;
+                    unsafe { device.cmd_copy_buffer(commands, *buffer, memory.buffer(), &region) }
                 }
-            };
-            record(context, self.commands, copies)?;
-            self.recorded = true;
+            })?;
+            self.brought = wanted;
         }
-        Ok(Some(self.commands))
+        Ok((!self.brought.is_empty()).then_some(self.commands))
     }
 
     /// This submission brings what was recorded.
     pub(crate) fn sent(&mut self, number: u64) {
         self.number = number;
-        for wanted in &mut self.wanted {
-            wanted.fresh = true;
-            wanted.idle += 1;
-        }
+        self.brought.iter_mut().for_each(|brought| brought.fresh = true);
     }
 
     /// The program is gone: nothing is brought any more.
     pub(crate) fn retire(&mut self) {
-        self.wanted.clear();
-        self.buffers.clear();
+        self.results.clear();
+        self.brought.clear();
     }
 
     /// Nothing that was brought holds any more.
     pub(crate) fn spoil_all(&mut self) {
-        self.wanted.iter_mut().for_each(|wanted| wanted.fresh = false);
+        self.brought.iter_mut().for_each(|brought| brought.fresh = false);
     }
 
     /// These bytes are being written.
     pub(crate) fn spoil(&mut self, buffer: vk::Buffer, bytes: &Range<u64>) {
-        let meets = |wanted: &&mut Wanted| wanted.buffer == buffer && overlap(&wanted.bytes, bytes);
-        self.wanted.iter_mut().filter(meets).for_each(|wanted| wanted.fresh = false);
+        let meets = |brought: &&mut Brought| brought.buffer == buffer && overlap(&brought.bytes, bytes);
+        self.brought.iter_mut().filter(meets).for_each(|brought| brought.fresh = false);
     }
 
     /// Reads these bytes if the last run brought them into `memory`.
     pub(crate) fn read(
-        &mut self,
+        &self,
         context: &Context,
         memory: &Memory,
         buffer: vk::Buffer,
@@ -246,14 +221,15 @@ impl Down {
         into: &mut [u8],
     ) -> Result<bool, DeviceError> {
         let bytes = offset as u64..(offset + into.len()) as u64;
-        let holds = |wanted: &Wanted| wanted.fresh && wanted.holds(buffer, &bytes);
-        let Some(index) = self.wanted.iter().position(holds) else { return Ok(false) };
-        let Some(pointer) = memory.mapped() else { return Ok(false) };
+        let holds = |brought: &&Brought| {
+            let Brought { bytes: own, fresh, .. } = brought;
+            *fresh && brought.buffer == buffer && own.start <= bytes.start && bytes.end <= own.end
+        };
+        let (Some(brought), Some(pointer)) = (self.brought.iter().find(holds), memory.mapped()) else {
+            return Ok(false);
+        };
         context.wait(self.number)?;
-        let before: usize = self.wanted[..index].iter().map(Wanted::len).sum();
-        let wanted = &mut self.wanted[index];
-        wanted.idle = 0;
-        let at = before + (bytes.start - wanted.bytes.start) as usize;
+        let at = (brought.at + bytes.start - brought.bytes.start) as usize;
         // SAFETY: the range lies in what was brought, and the submission that did is done.
         unsafe { pointer.add(at).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) }
         Ok(true)

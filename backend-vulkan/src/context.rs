@@ -3,7 +3,7 @@
 use crate::{
     VulkanError, VulkanOptions,
     capabilities::{self, Capabilities},
-    instance::{Instance, OLDEST_VERSION},
+    instance::{Instance, Messages, OLDEST_VERSION},
     pipelines::Pipelines,
     tuning::{Arithmetic, DeviceClass},
 };
@@ -37,15 +37,18 @@ pub(crate) struct Context {
     pub always_stage: bool,
     pub class: Option<DeviceClass>,
     pub arithmetic: Option<Arithmetic>,
+    pub megamacs_per_second: Option<u32>,
     pub host_import: Option<ext::external_memory_host::Device>,
     pub physical: vk::PhysicalDevice,
     debug: Option<ext::debug_utils::Device>,
     queue: Mutex<Queue>,
     allocator: ManuallyDrop<Mutex<Allocator>>,
-    /// Set when the driver says that the device is lost, or by a test that pretends it.
-    pub lost: AtomicBool,
-    /// Set when the device does not answer: what it may still use is never freed.
+    /// Set when the driver says that the device is lost.
+    lost: AtomicBool,
+    /// Set, before `lost` is, when the device does not answer: what it may still use is never freed.
     hung: AtomicBool,
+    /// What tests want to go wrong.
+    faults: Mutex<Vec<Fault>>,
     /// Main memory, by address and size, that the driver did not import when asked to.
     pub refused_imports: Mutex<HashSet<(usize, usize)>>,
     /// Bytes of our own buffers.
@@ -60,8 +63,49 @@ pub(crate) struct Queue {
     submitted: u64,
 }
 
-/// How long to wait for the device before calling it lost.
-const PATIENCE: Duration = Duration::from_secs(3600);
+/// How long a device may be busy without ending a submission before it is called lost. A GPU's take a fraction of a second
+/// each; a driver that runs shaders on the CPU has no watchdog, compiles them meanwhile, and shares it with others.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE_WITH_SOFTWARE: Duration = Duration::from_secs(3600);
+
+/// A call into the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverCall {
+    /// Memory for a buffer.
+    Allocate,
+    /// Handing work to the queue.
+    Submit,
+    /// Waiting until work is done.
+    Wait,
+}
+
+/// What a driver may answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The device is lost.
+    Lost,
+    /// There is no memory left on the device.
+    OutOfMemory,
+    /// The device has not ended its work in time.
+    Timeout,
+}
+
+impl From<Failure> for vk::Result {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Lost => vk::Result::ERROR_DEVICE_LOST,
+            Failure::OutOfMemory => vk::Result::ERROR_OUT_OF_DEVICE_MEMORY,
+            Failure::Timeout => vk::Result::TIMEOUT,
+        }
+    }
+}
+
+/// A failure to come, after so many calls that go well.
+struct Fault {
+    call: DriverCall,
+    after: usize,
+    failure: Failure,
+}
 
 impl Context {
     pub(crate) fn open(index: usize, options: &VulkanOptions) -> Result<Arc<Self>, VulkanError> {
@@ -80,6 +124,9 @@ impl Context {
         }
         if let Some(arithmetic) = options.arithmetic {
             capabilities.offers_arithmetic(arithmetic).map_err(|lacks| refused(lacks.to_owned()))?;
+            if options.class == Some(DeviceClass::Software) {
+                return Err(refused("cut as for software it has no arithmetic but floats".to_owned()));
+            }
         }
         let device = create_device(&instance, physical, queue_family, &capabilities)?;
         let context =
@@ -141,6 +188,7 @@ impl Context {
             always_stage: options.always_stage,
             class: options.class,
             arithmetic: options.arithmetic,
+            megamacs_per_second: options.megamacs_per_second,
             host_import,
             physical,
             debug,
@@ -148,6 +196,7 @@ impl Context {
             allocator: ManuallyDrop::new(Mutex::new(allocator)),
             lost: AtomicBool::new(false),
             hung: AtomicBool::new(false),
+            faults: Mutex::default(),
             refused_imports: Mutex::default(),
             allocated: AtomicU64::new(0),
             device,
@@ -159,8 +208,8 @@ impl Context {
         lock(&self.allocator)
     }
 
-    /// What the validation layer has complained about so far.
-    pub(crate) fn complaints(&self) -> Vec<String> {
+    /// What the validation layer complains about.
+    pub(crate) fn complaints(&self) -> Messages {
         self.instance.complaints()
     }
 
@@ -188,7 +237,7 @@ impl Context {
         let reason = format!("{what}: {result}");
         match result {
             vk::Result::ERROR_DEVICE_LOST => {
-                self.lost.store(true, Ordering::Relaxed);
+                self.lose(false);
                 DeviceError::Lost { device, reason }
             }
             _ => DeviceError::Driver { device, reason },
@@ -199,9 +248,35 @@ impl Context {
         DeviceError::Driver { device: self.info.name.clone(), reason }
     }
 
+    /// From now on the device is lost. One that is `hung` may still use what is ours.
+    fn lose(&self, hung: bool) {
+        if hung {
+            self.hung.store(true, Ordering::Release);
+        }
+        self.lost.store(true, Ordering::Release);
+    }
+
+    /// From now on one call, after so many that go well, fails.
+    pub(crate) fn fail(&self, call: DriverCall, after: usize, failure: Failure) {
+        lock(&self.faults).push(Fault { call, after, failure });
+    }
+
+    /// What is to go wrong at this call.
+    pub(crate) fn fault_of(&self, call: DriverCall) -> Option<vk::Result> {
+        let mut faults = lock(&self.faults);
+        let index = faults.iter().position(|fault| fault.call == call)?;
+        match faults[index].after.checked_sub(1) {
+            Some(left) => {
+                faults[index].after = left;
+                None
+            }
+            None => Some(faults.remove(index).failure.into()),
+        }
+    }
+
     /// Nothing goes to a device that was lost.
     pub(crate) fn check(&self) -> Result<(), DeviceError> {
-        if self.lost.load(Ordering::Relaxed) {
+        if self.lost.load(Ordering::Acquire) {
             let (device, reason) = (self.info.name.clone(), "it was lost before".to_owned());
             return Err(DeviceError::Lost { device, reason });
         }
@@ -245,15 +320,17 @@ impl Context {
                 .command_buffers(buffers)
                 .signal_semaphores(&semaphores)
                 .push_next(&mut timeline)];
-            // SAFETY: the commands were recorded from this device and are not running, which their owner sees to; the
-            // queue is ours while locked.
-            let submitted = unsafe { self.device.queue_submit(queue.handle, &submit, vk::Fence::null()) };
+            let submitted = match self.fault_of(DriverCall::Submit) {
+                Some(result) => Err(result),
+                // SAFETY: the commands were recorded from this device and are not running, which their owner sees to;
+                // the queue is ours while locked.
+                None => unsafe { self.device.queue_submit(queue.handle, &submit, vk::Fence::null()) },
+            };
             if let Err(result) = submitted {
                 // What went before may run; its owner will not wait for it.
                 // SAFETY: the queue is ours while locked.
                 if unsafe { self.device.queue_wait_idle(queue.handle) }.is_err() {
-                    self.lost.store(true, Ordering::Relaxed);
-                    self.hung.store(result != vk::Result::ERROR_DEVICE_LOST, Ordering::Relaxed);
+                    self.lose(result != vk::Result::ERROR_DEVICE_LOST);
                 }
                 return Err(self.error("vkQueueSubmit", result));
             }
@@ -270,21 +347,46 @@ impl Context {
     /// Waits until everything up to submission `number` is done.
     pub(crate) fn wait(&self, number: u64) -> Result<(), DeviceError> {
         let timeline = lock(&self.queue).timeline;
-        let (semaphores, values) = ([timeline], [number]);
-        let wait = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
-        // SAFETY: the semaphore is alive as long as `self`.
-        let waited = unsafe { self.device.wait_semaphores(&wait, PATIENCE.as_nanos() as u64) };
-        waited.map_err(|result| {
+        let patience = if self.capabilities.software { PATIENCE_WITH_SOFTWARE } else { PATIENCE };
+        self.wait_while_it_works(timeline, number, patience).map_err(|result| {
             // Whatever the reason, what was submitted may still run: nothing of ours may touch it again.
-            self.lost.store(true, Ordering::Relaxed);
+            self.lose(result != vk::Result::ERROR_DEVICE_LOST);
             let reason = match result {
                 vk::Result::ERROR_DEVICE_LOST => result.to_string(),
-                vk::Result::TIMEOUT => format!("no answer for {} s", PATIENCE.as_secs()),
+                vk::Result::TIMEOUT => format!("no answer for {} s", patience.as_secs()),
                 other => format!("vkWaitSemaphores: {other}"),
             };
-            self.hung.store(result != vk::Result::ERROR_DEVICE_LOST, Ordering::Relaxed);
             DeviceError::Lost { device: self.info.name.clone(), reason }
         })
+    }
+
+    /// Waits as long as submissions end now and then.
+    fn wait_while_it_works(
+        &self,
+        timeline: vk::Semaphore,
+        number: u64,
+        patience: Duration,
+    ) -> Result<(), vk::Result> {
+        if let Some(result) = self.fault_of(DriverCall::Wait) {
+            return Err(result);
+        }
+        let (semaphores, values) = ([timeline], [number]);
+        let wait = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
+        let mut done = 0;
+        loop {
+            // SAFETY: the semaphore is alive as long as `self`.
+            match unsafe { self.device.wait_semaphores(&wait, patience.as_nanos() as u64) } {
+                Err(vk::Result::TIMEOUT) => {
+                    // SAFETY: as above.
+                    let now = unsafe { self.device.get_semaphore_counter_value(timeline) }?;
+                    if now == done {
+                        return Err(vk::Result::TIMEOUT);
+                    }
+                    done = now;
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Waits until all that was submitted is done; at once where the device is idle.
@@ -295,11 +397,12 @@ impl Context {
     /// Before something is freed: whether the device has let go of it.
     pub(crate) fn lets_go(&self) -> bool {
         // A lost device runs nothing, and its semaphore may never come.
-        if !self.lost.load(Ordering::Relaxed) {
+        if !self.lost.load(Ordering::Acquire) {
             let _ = self.settle();
         }
-        let hung = self.hung.load(Ordering::Relaxed);
-        if self.lost.load(Ordering::Relaxed) && !hung {
+        let lost = self.lost.load(Ordering::Acquire);
+        let hung = self.hung.load(Ordering::Acquire);
+        if lost && !hung {
             let _queue = lock(&self.queue);
             // SAFETY: the device is alive, and its one queue is ours while locked.
             let _ = unsafe { self.device.device_wait_idle() };

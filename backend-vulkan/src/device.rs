@@ -3,7 +3,7 @@
 use crate::{
     Listing, VulkanError, VulkanOptions,
     capabilities::Capabilities,
-    context::{self, Context, lock},
+    context::{self, Context, DriverCall, Failure, lock},
     instance::Instance,
     lower,
     memory::{Bytes, Imported, Memory, VulkanBuffer},
@@ -17,7 +17,7 @@ use backend_api::{
 use gpu_allocator::MemoryLocation;
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 /// A Vulkan device: `vulkan0` is the loader's first.
@@ -76,21 +76,21 @@ impl VulkanDevice {
         self.context.pipelines.notice()
     }
 
-    /// What the validation layer has complained about so far; empty unless it was
+    /// What the validation layer complains about, also when the device is gone; empty unless it was
     /// [asked for](VulkanOptions::validation).
-    pub fn validation_messages(&self) -> Vec<String> {
+    pub fn validation_messages(&self) -> Arc<Mutex<Vec<String>>> {
         self.context.complaints()
     }
 
     /// How often something was handed to its queue: once for each run of a program that is not cut; and where memory is
-    /// the device's own, for each allocation, for large copies, and for small reads as long as nobody expected them.
+    /// the device's own, for each allocation, for large copies, and for reads of what is no [result](ProgramDesc::results).
     pub fn submissions(&self) -> u64 {
         self.context.submissions()
     }
 
-    /// From now on the device answers as a lost one does. For tests of what happens then.
-    pub fn lose(&self) {
-        self.context.lost.store(true, Ordering::Relaxed);
+    /// From now on one such call, after so many that go well, fails. For tests of what happens then.
+    pub fn fail(&self, call: DriverCall, after: usize, failure: Failure) {
+        self.context.fail(call, after, failure);
     }
 
     fn own<'a>(&self, buffer: &'a BufferRef, what: &str) -> Result<&'a VulkanBuffer, DeviceError> {
@@ -118,7 +118,11 @@ impl Device for VulkanDevice {
     fn allocate(&self, request: &BufferRequest) -> Result<BufferRef, DeviceError> {
         self.context.check()?;
         let memory = Memory::new(&self.context, &request.name, request.size, MemoryLocation::GpuOnly)?;
-        self.staging().clear(memory.buffer())?;
+        match memory.mapped().filter(|_| !self.context.always_stage) {
+            // SAFETY: so many bytes of the buffer, which nobody uses yet.
+            Some(pointer) => unsafe { pointer.write_bytes(0, request.size) },
+            None => self.staging().clear(memory.buffer())?,
+        }
         Ok(Arc::new(VulkanBuffer {
             context: Arc::clone(&self.context),
             size: request.size,

@@ -7,7 +7,7 @@ use std::{
     borrow::Cow,
     ffi::{CStr, c_char, c_void},
     ptr,
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 /// The oldest version whose core has all that Fathom needs (subgroups, 8/16-bit storage, timeline semaphores).
@@ -28,12 +28,12 @@ pub(crate) struct Instance {
 struct Validation {
     functions: ext::debug_utils::Instance,
     messenger: vk::DebugUtilsMessengerEXT,
-    /// Boxed: the layer keeps its address.
-    messages: Box<Messages>,
+    /// In a place of its own, whose address the layer keeps.
+    messages: Messages,
 }
 
-#[derive(Default)]
-struct Messages(Mutex<Vec<String>>);
+/// What the validation layer has complained about; outlives what it was about.
+pub(crate) type Messages = Arc<Mutex<Vec<String>>>;
 
 const LAYER: &CStr = c"VK_LAYER_KHRONOS_validation";
 
@@ -45,9 +45,9 @@ unsafe extern "system" fn collect(
     user: *mut c_void,
 ) -> vk::Bool32 {
     // SAFETY: the layer passes valid data, and the `user` that the messenger was made with, which outlives it.
-    let (message, messages) = unsafe { ((*data).message_as_c_str(), &*user.cast::<Messages>()) };
+    let (message, messages) = unsafe { ((*data).message_as_c_str(), &*user.cast::<Mutex<Vec<String>>>()) };
     let text = message.map_or(Cow::Borrowed("a message without text"), CStr::to_string_lossy);
-    lock(&messages.0).push(text.into_owned());
+    lock(messages).push(text.into_owned());
     vk::FALSE
 }
 
@@ -59,7 +59,7 @@ impl Instance {
         let library = unsafe { Entry::load() }.map_err(|e| VulkanError::NoLoader(e.to_string()))?;
         let application =
             vk::ApplicationInfo::default().application_name(c"fathom").api_version(NEWEST_VERSION);
-        let messages = Box::<Messages>::default();
+        let messages = Messages::default();
         let mut messenger = vk::DebugUtilsMessengerCreateInfoEXT::default()
             .message_severity(
                 vk::DebugUtilsMessageSeverityFlagsEXT::ERROR | vk::DebugUtilsMessageSeverityFlagsEXT::WARNING,
@@ -105,10 +105,9 @@ impl Instance {
         Ok(instance)
     }
 
-    /// What the validation layer has complained about so far; empty without it.
-    pub(crate) fn complaints(&self) -> Vec<String> {
-        let messages = self.validation.as_ref().map(|validation| &validation.messages.0);
-        messages.map_or_else(Vec::new, |all| lock(all).clone())
+    /// What the validation layer complains about; always empty without it.
+    pub(crate) fn complaints(&self) -> Messages {
+        self.validation.as_ref().map(|validation| Arc::clone(&validation.messages)).unwrap_or_default()
     }
 
     pub(crate) fn validates(&self) -> bool {
@@ -221,7 +220,8 @@ impl Drop for Instance {
             // SAFETY: made from this instance, which is alive.
             unsafe { validation.functions.destroy_debug_utils_messenger(validation.messenger, None) };
         }
-        // SAFETY: every device made from the instance holds a reference to it and is gone by now.
+        // SAFETY: every device made from the instance holds a reference to it and is gone by now. What the instance's end
+        // itself is complained about goes to `messages`, which live until all of `self` is dropped.
         unsafe { self.functions.destroy_instance(None) };
     }
 }

@@ -40,6 +40,7 @@ mod capabilities;
 mod carry;
 mod context;
 mod device;
+mod form;
 mod instance;
 mod lower;
 mod memory;
@@ -50,6 +51,7 @@ mod shared;
 mod staging;
 mod tuning;
 
+pub use context::{DriverCall, Failure};
 pub use device::VulkanDevice;
 pub use memory::VulkanBuffer;
 pub use tuning::{Arithmetic, DeviceClass};
@@ -72,6 +74,8 @@ pub struct VulkanOptions {
     pub arithmetic: Option<Arithmetic>,
     /// No buffer is larger than this.
     pub largest_buffer: Option<u64>,
+    /// What the device computes in a second, about, in millions of multiply-accumulates: what prompts are cut by.
+    pub megamacs_per_second: Option<u32>,
     /// Where compiled shaders are kept; `fathom` in the user's cache folder, if not given.
     pub cache_folder: Option<PathBuf>,
 }
@@ -82,7 +86,7 @@ pub struct Listing {
     /// Facts.
     pub info: DeviceInfo,
     /// What it offers beyond what it must, in words.
-    pub offers: Vec<&'static str>,
+    pub offers: Vec<String>,
     /// Why it cannot be opened, if it cannot.
     pub refused: Option<String>,
 }

@@ -144,6 +144,8 @@ const MAX_LATENT: usize = 4096;
 /// Lowers the operations of one program.
 pub(crate) struct Lowering<'a> {
     pub program: &'a ProgramDesc,
+    /// Of the steps that it is lowered for.
+    capacity: Capacity,
     pub tuning: &'a Tuning,
     pub step: u64,
     pub ropes: &'a [RopeTable],
@@ -283,9 +285,19 @@ fn name_of(dtype: DType) -> String {
     dtype.name().to_ascii_lowercase()
 }
 
+/// Whether one of these pieces says that it touches all of a value so.
+fn touches(pieces: &[Piece], value: &Tensor, write: bool) -> bool {
+    let whole = value.whole(write).span;
+    let holds = |access: &Access| {
+        access.write == write && access.span.start <= whole.start && whole.end <= access.span.end
+    };
+    pieces.iter().any(|piece| piece.accesses.iter().any(holds))
+}
+
 impl<'a> Lowering<'a> {
     pub(crate) fn new(
         program: &'a ProgramDesc,
+        capacity: Capacity,
         tuning: &'a Tuning,
         step: u64,
         ropes: &'a [RopeTable],
@@ -293,6 +305,7 @@ impl<'a> Lowering<'a> {
     ) -> Self {
         Lowering {
             program,
+            capacity,
             tuning,
             step,
             ropes,
@@ -302,10 +315,6 @@ impl<'a> Lowering<'a> {
             lists: 0,
             groups: Vec::new(),
         }
-    }
-
-    fn capacity(&self) -> &Capacity {
-        &self.program.capacity
     }
 
     /// Appends the pieces of operation `index`, which is [supported](supports).
@@ -323,6 +332,7 @@ impl<'a> Lowering<'a> {
             tensors.iter().map(operand).collect()
         };
         program.check_operands(&op.op, &operands(&inputs), &operands(&outputs))?;
+        let first = self.pieces.len();
         match &op.op {
             Op::MatMul { precision } | Op::HeadMatMul { precision } | Op::ExpertMatMul { precision } => {
                 self.product(index, &inputs, &outputs[0], *precision)
@@ -333,6 +343,12 @@ impl<'a> Lowering<'a> {
             }
             _ => self.row(index, &op.op, &inputs, &outputs),
         }
+        debug_assert!(
+            inputs.iter().all(|input| touches(&self.pieces[first..], input, false))
+                && outputs.iter().all(|output| touches(&self.pieces[first..], output, true)),
+            "{}: an operand that no piece says it touches",
+            op.name
+        );
         // Ids that are written anew make another list.
         for output in &outputs {
             let end = output.address + output.span;
@@ -342,7 +358,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn tensors(&self, values: &[usize]) -> Result<Vec<Tensor>, String> {
-        let full = self.capacity().full_step();
+        let full = self.capacity.full_step();
         let tensor = |&value: &usize| {
             let found = self.program.values.get(value).ok_or_else(|| format!("there is no value {value}"))?;
             let buffer = self.program.buffers.get(found.place.buffer);
@@ -468,7 +484,10 @@ impl<'a> Lowering<'a> {
             fixed_count,
             padding: 0,
         };
-        let shader = Shader::simple(&format!("embed_{}", name_of(table.desc.dtype)), self.tuning.row_threads);
+        let shader = Shader::simple(
+            &format!("embed_{}", name_of(table.desc.dtype)),
+            self.tuning.row_threads(&self.capacity),
+        );
         let groups = [count_of(out.extent(0), 1, 1), Count::Fixed(1), Count::Fixed(1)];
         self.pieces.push(Piece {
             op: index,
@@ -507,7 +526,7 @@ impl<'a> Lowering<'a> {
             order: self.step,
             ..ProductJob::default()
         };
-        let full = self.capacity().full_step();
+        let full = self.capacity.full_step();
         let mut accesses = vec![w.whole(false), x.whole(false), out.whole(true)];
         let (mut batches, columns) = (1, out.extent(0).at(&full));
         let mut grouped = None;
@@ -584,7 +603,7 @@ impl<'a> Lowering<'a> {
             extent: job.extent,
             fixed_count: job.fixed_count,
         };
-        let shader = Shader::simple("group", self.tuning.row_threads);
+        let shader = Shader::simple("group", self.tuning.row_threads(&self.capacity));
         self.pieces.push(Piece {
             op: index,
             kind: Kind::Alone {
@@ -606,7 +625,7 @@ impl<'a> Lowering<'a> {
     fn attention(&mut self, index: usize, inputs: &[Tensor], out: &Tensor, scale: f32, latent: u32) {
         let (q, cache) = (&inputs[0], &inputs[1]);
         let heads = q.fixed(1);
-        let capacity = *self.capacity();
+        let capacity = self.capacity;
         let shape = self.tuning.attention(heads, q.width(), latent, &capacity);
         let chunks = (capacity.kv_len as u64).div_ceil(u64::from(shape.chunk)) as u32;
         let mut push = AttentionPush {
@@ -680,7 +699,7 @@ impl<'a> Lowering<'a> {
             chunk: shape.chunk,
             chunks,
         };
-        let shader = Shader::simple("attention_merge", self.tuning.row_threads);
+        let shader = Shader::simple("attention_merge", self.tuning.row_threads(&self.capacity));
         let groups = [Count::Rows(heads, 1, 0), Count::Fixed(1), Count::Fixed(1)];
         self.pieces.push(Piece {
             op: index,

@@ -1,6 +1,6 @@
 //! Memory of the device: its own, or bytes of a file's map that it reads where they are.
 
-use crate::context::{Context, lock};
+use crate::context::{Context, DriverCall, lock};
 use ash::vk;
 use backend_api::{Buffer, BufferUsage, DeviceError, HostBytes};
 use gpu_allocator::{
@@ -77,14 +77,20 @@ impl Memory {
             linear: true,
             allocation_scheme: AllocationScheme::GpuAllocatorManaged,
         };
-        let allocated = context.allocator().allocate(&wish);
+        let allocated = match context.fault_of(DriverCall::Allocate) {
+            Some(vk::Result::ERROR_OUT_OF_DEVICE_MEMORY) => Err(AllocationError::OutOfMemory),
+            Some(other) => Err(AllocationError::Internal(format!("{other:?}"))),
+            None => context.allocator().allocate(&wish),
+        };
         let mut memory =
             Memory { context: Arc::clone(context), buffer, allocation: None, address: 0, size: 0 };
         memory.allocation = Some(allocated.map_err(|error| match error {
+            AllocationError::OutOfMemory => out_of_memory(),
+            AllocationError::Internal(reason) if reason.contains("OUT_OF_HOST_MEMORY") => out_of_memory(),
             AllocationError::Internal(reason) if reason.contains("DEVICE_LOST") => {
                 context.error(name, vk::Result::ERROR_DEVICE_LOST)
             }
-            _ => out_of_memory(),
+            other => context.fault(format!("memory for {name}: {other}")),
         })?);
         context.allocated.fetch_add(rounded, Ordering::Relaxed);
         memory.size = rounded;
@@ -143,8 +149,9 @@ impl Drop for Memory {
     }
 }
 
-/// Bytes of main memory that the device reads in place, through windows that overlap: buffers have a largest size, and
-/// whatever is shorter than seven eighths of it lies whole in one of them. What is longer, and in none, gets its own.
+/// Bytes of main memory that the device reads in place, through windows, as buffers have a largest size. Windows start at
+/// multiples of half of it, so that whatever is shorter than that lies whole in one; what is longer, and in none, gets one
+/// of its own. Each is made when something in it is first asked for: a driver may count imports as memory.
 pub(crate) struct Imported {
     context: Arc<Context>,
     /// Whom `start` is borrowed from.
@@ -154,8 +161,9 @@ pub(crate) struct Imported {
     size: usize,
     /// What windows start and end at multiples of.
     alignment: usize,
-    /// The longest window.
+    /// The longest window, a multiple of twice `alignment`, and that of the bytes and the rest of their last page.
     longest: usize,
+    whole: usize,
     windows: Mutex<Vec<Window>>,
 }
 
@@ -188,32 +196,42 @@ impl Imported {
         if lock(&context.refused_imports).contains(&(start, size)) {
             return Ok(None);
         }
-        let whole = size.next_multiple_of(alignment);
-        let unit = 8 * alignment;
-        let largest = (context.capabilities.largest_buffer as usize).min(1 << 40) / unit * unit;
-        let (length, step) = if whole <= largest { (whole, whole) } else { (largest, largest / 8) };
+        let unit = 2 * alignment;
+        let longest = (context.capabilities.largest_buffer as usize).min(1 << 40) / unit * unit;
+        if longest == 0 {
+            return Ok(None);
+        }
         let imported = Imported {
             context: Arc::clone(context),
             owner: Arc::clone(bytes),
             start: borrowed.as_ptr(),
             size,
             alignment,
-            longest: length,
+            longest,
+            whole: size.next_multiple_of(alignment),
             windows: Mutex::default(),
         };
-        let mut at = 0;
-        loop {
-            let end = whole.min(at + length);
-            // The driver may refuse this kind of memory: then the bytes are copied.
-            if imported.add_window(at, end).is_err() {
+        // The driver may refuse this kind of memory: then the bytes are copied.
+        match imported.window_around(0, 1) {
+            Ok(_) => Ok(Some(imported)),
+            Err(_) => {
                 lock(&context.refused_imports).insert((start, size));
-                return Ok(None);
+                Ok(None)
             }
-            if end == whole {
-                return Ok(Some(imported));
-            }
-            at += step;
         }
+    }
+
+    /// The address of bytes of which no window has all, through one more.
+    fn window_around(&self, offset: usize, end: usize) -> Result<u64, vk::Result> {
+        let half = self.longest / 2;
+        let mut start = offset / half * half;
+        let mut limit = self.whole.min(start + self.longest);
+        if end > limit {
+            start = offset / self.alignment * self.alignment;
+            limit = end.next_multiple_of(self.alignment);
+        }
+        let address = self.add_window(start, limit)?;
+        Ok(address + (offset - start) as u64)
     }
 
     /// The device's address of one window more.
@@ -297,18 +315,17 @@ impl Imported {
         }
     }
 
-    fn address(&self, offset: usize, len: usize) -> Option<u64> {
-        let end = offset.checked_add(len)?;
+    fn address(&self, offset: usize, len: usize) -> Result<u64, String> {
+        let end = offset.saturating_add(len);
         let holds = |window: &&Window| window.start <= offset && end <= window.end;
         if let Some(window) = lock(&self.windows).iter().find(holds) {
-            return Some(window.address + (offset - window.start) as u64);
+            return Ok(window.address + (offset - window.start) as u64);
         }
-        let start = offset / self.alignment * self.alignment;
-        let end = end.next_multiple_of(self.alignment);
-        if end - start > self.longest {
-            return None;
+        if len + self.alignment > self.longest {
+            let longest = self.longest - self.alignment;
+            return Err(format!("{len} bytes are more than this device reads in place ({longest})"));
         }
-        self.add_window(start, end).ok().map(|address| address + (offset - start) as u64)
+        self.window_around(offset, end).map_err(|result| format!("reading {len} bytes in place: {result}"))
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -366,12 +383,7 @@ impl VulkanBuffer {
         self.holds(offset, len)?;
         match &self.bytes {
             Bytes::Owned(memory) => Ok(memory.address() + offset as u64),
-            Bytes::Imported(imported) => imported.address(offset, len).ok_or_else(|| {
-                format!(
-                    "{len} bytes at byte {offset} are more than this device reads in place ({})",
-                    imported.longest
-                )
-            }),
+            Bytes::Imported(imported) => imported.address(offset, len),
         }
     }
 

@@ -201,13 +201,25 @@ impl Pipelines {
 
     /// Writes the cache, if pipelines have come since it was written last: now, as nobody knows how the process ends.
     pub(crate) fn keep(&self, device: &ash::Device) {
-        let made = lock(&self.made).len();
-        if self.kept.swap(made, Ordering::Relaxed) == made {
+        let made = lock(&self.made);
+        if self.kept.swap(made.len(), Ordering::Relaxed) == made.len() {
             return;
         }
+        let Some(file) = &self.file else { return };
+        // What others have written since is kept, too.
+        if let Some(other) = fs::read(file).ok().as_deref().and_then(unseal) {
+            let create = vk::PipelineCacheCreateInfo::default().initial_data(other);
+            // SAFETY: `create` lives through the call; both caches are of this device, and nobody makes pipelines with ours
+            // while `made` is locked.
+            unsafe {
+                if let Ok(other) = device.create_pipeline_cache(&create, None) {
+                    let _ = device.merge_pipeline_caches(self.cache, &[other]);
+                    device.destroy_pipeline_cache(other, None);
+                }
+            }
+        }
         // SAFETY: the cache is of this device.
-        let data = unsafe { device.get_pipeline_cache_data(self.cache) };
-        if let (Some(file), Ok(data)) = (&self.file, data) {
+        if let Ok(data) = unsafe { device.get_pipeline_cache_data(self.cache) } {
             // A cache that cannot be written costs time, nothing else.
             let _ = write_whole(file, self.id, &seal(&data));
         }
@@ -248,8 +260,8 @@ fn cache_folder(options: &VulkanOptions) -> Option<PathBuf> {
         return Some(folder.clone());
     }
     let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let base = env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
-    base.or_else(home).map(|base| base.join("fathom"))
+    let base = |name: &str| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    base("XDG_CACHE_HOME").or_else(home).or_else(|| base("LOCALAPPDATA")).map(|base| base.join("fathom"))
 }
 
 /// Another device or driver gets another file.

@@ -163,6 +163,26 @@ fn launch(pieces: &[Piece], taken: &[usize]) -> Launch {
     Launch { task, ops, helps, waits: false, accesses }
 }
 
+/// Two operations of dispatches that clash and have no barrier between them, or are in the other order: found the slow way,
+/// from the dispatches alone.
+pub(crate) fn unordered(launches: &[Launch]) -> Option<(usize, usize)> {
+    for (number, later) in launches.iter().enumerate() {
+        let since = launches[..=number].iter().rposition(|launch| launch.waits).unwrap_or(0);
+        if let Some(open) =
+            launches[since..number].iter().find(|open| conflict(&open.accesses, &later.accesses))
+        {
+            return Some((open.ops[0], later.ops[0]));
+        }
+        let last = *later.ops.iter().max()?;
+        let overtaken =
+            |earlier: &&Launch| earlier.ops[0] > last && conflict(&earlier.accesses, &later.accesses);
+        if let Some(earlier) = launches[..number].iter().find(overtaken) {
+            return Some((earlier.ops[0], last));
+        }
+    }
+    None
+}
+
 /// A barrier where a dispatch clashes with one since the last barrier.
 fn barriers(launches: &mut [Launch]) {
     let mut open: Vec<Access> = Vec::new();
@@ -267,5 +287,27 @@ mod tests {
             product(2, vec![touch(0, None, false), touch(6000, None, true)]),
         ];
         assert_eq!(ops(&schedule(pieces, &MANY)), [(vec![0], false), (vec![1], true), (vec![2], true)]);
+    }
+    #[test]
+    fn a_missing_barrier_and_a_wrong_order_are_found() {
+        let pieces = || {
+            vec![
+                product(0, vec![touch(0, None, false), touch(1000, None, true)]),
+                product(1, vec![touch(5000, None, false), touch(6000, None, true)]),
+                row(2, vec![touch(1000, None, false), touch(2000, None, true)]),
+                product(3, vec![touch(2000, None, false), touch(1000, None, true)]),
+            ]
+        };
+        let launches = schedule(pieces(), &MANY);
+        assert_eq!(ops(&launches), [(vec![0, 1], false), (vec![2], true), (vec![3], true)]);
+        assert_eq!(unordered(&launches), None);
+        for (barrier, pair) in [(1, (0, 2)), (2, (2, 3))] {
+            let mut without = launches.clone();
+            without[barrier].waits = false;
+            assert_eq!(unordered(&without), Some(pair));
+        }
+        let mut swapped = launches;
+        swapped.swap(1, 2);
+        assert_eq!(unordered(&swapped), Some((3, 2)));
     }
 }

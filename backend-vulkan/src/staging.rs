@@ -8,7 +8,7 @@ use crate::{
     memory::Memory,
 };
 use ash::vk;
-use backend_api::{BufferRef, DeviceError};
+use backend_api::{BufferRef, DeviceError, Step};
 use gpu_allocator::MemoryLocation;
 use std::sync::{Arc, Mutex};
 
@@ -59,14 +59,19 @@ impl Staging {
         &mut self,
         commands: &[vk::CommandBuffer],
         down: &Arc<Mutex<Down>>,
+        step: &Step,
     ) -> Result<u64, DeviceError> {
         let up = self.up.as_mut().map(|up| up.record(&self.context)).transpose()?.flatten();
         let mut own = lock(down);
         // Whatever becomes of it, what the program before brought is about to be written over.
         self.down = None;
         own.spoil_all();
-        let back =
-            self.brought.as_ref().map(|memory| own.record(&self.context, memory)).transpose()?.flatten();
+        if self.brought.is_none() && !own.is_empty() {
+            // Without memory for them, results are read one by one.
+            self.brought = Memory::new(&self.context, "small reads", ROOM, MemoryLocation::GpuToCpu).ok();
+        }
+        let back = self.brought.as_ref().map(|memory| own.record(&self.context, memory, step));
+        let back = back.transpose()?.flatten();
         let mut submissions: Vec<Vec<vk::CommandBuffer>> = commands.iter().map(|own| vec![*own]).collect();
         if let Some(first) = submissions.first_mut() {
             first.splice(0..0, up);
@@ -76,7 +81,8 @@ impl Staging {
         }
         let number = self.context.submit(&submissions)?;
         if let Some(waiting) = &mut self.up {
-            waiting.sent(number);
+            // They went with the first.
+            waiting.sent(number + 1 - submissions.len() as u64);
         }
         own.sent(number);
         self.down = Some(Arc::clone(down));
@@ -97,17 +103,6 @@ impl Staging {
     pub(crate) fn spoil(&mut self, buffer: vk::Buffer, offset: usize, len: usize) {
         if let Some(down) = &self.down {
             lock(down).spoil(buffer, &(offset as u64..(offset + len) as u64));
-        }
-    }
-
-    /// From now on what is read so is brought along. Without memory for that, it is not.
-    fn want(&mut self, buffer: vk::Buffer, offset: usize, len: usize) {
-        let Some(down) = &self.down else { return };
-        if self.brought.is_none() {
-            self.brought = Memory::new(&self.context, "small reads", ROOM, MemoryLocation::GpuToCpu).ok();
-        }
-        if self.brought.is_some() {
-            lock(down).want(buffer, offset as u64..(offset + len) as u64);
         }
     }
 
@@ -185,7 +180,6 @@ impl Staging {
         {
             return Ok(());
         }
-        self.want(from, offset, into.len());
         self.flush()?;
         if self.back.is_none() {
             self.back = Some(self.slot(MemoryLocation::GpuToCpu)?);

@@ -3,6 +3,7 @@
 
 use crate::capabilities::Capabilities;
 use backend_api::{Capacity, DType};
+use std::iter;
 
 /// Kinds of devices that want work cut alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +34,14 @@ pub(crate) struct Tuning {
     arithmetic: Arithmetic,
     /// Rows, columns and depth of cooperative matrices, for that arithmetic.
     matrix: [u32; 3],
-    /// Invocations that work on a row together.
-    pub row_threads: u32,
+    /// Invocations that work on a row together, where there are many, and where there is one.
+    row_threads: [u32; 2],
     /// Multiply-accumulates in a second, about; to cut long programs.
     pub macs_per_second: f64,
+    /// Rows of steps up to which programs have forms of their own.
+    few_rows: &'static [usize],
+    /// Cached rows up to which they have; beyond, up to four times as many, and so on.
+    depth: usize,
     /// Cached rows below which a cache is not cut into chunks.
     chunk: u32,
     /// Work groups that fill the device.
@@ -139,8 +144,11 @@ impl Tuning {
                 // Nothing of that is an instruction there.
                 arithmetic: Arithmetic::Floats,
                 matrix,
-                row_threads: 32.max(subgroup),
-                macs_per_second: 4e9,
+                row_threads: [32.max(subgroup); 2],
+                macs_per_second: 1e9,
+                // Other kernels would have to be compiled first, with less to gain.
+                few_rows: &[],
+                depth: 4096,
                 chunk: 1024,
                 groups: 2,
                 product_groups: 2,
@@ -151,9 +159,13 @@ impl Tuning {
                 subgroup,
                 arithmetic,
                 matrix,
-                row_threads: capabilities.largest_group.min(256),
-                // Less than any of its kind has, as a driver may kill what takes too long.
-                macs_per_second: if capabilities.shares_memory { 1e11 } else { 5e11 },
+                row_threads: [256, 1024].map(|threads| capabilities.largest_group.min(threads)),
+                // Less than nearly any of its kind does, as a driver may kill what takes seconds; too many submissions
+                // cost little.
+                macs_per_second: if capabilities.shares_memory { 2.5e10 } else { 1e11 },
+                few_rows: &[FEW_COLUMNS, 64],
+                // As below for tests.
+                depth: if capabilities.software { 32 } else { 4096 },
                 chunk: 128,
                 groups: 256,
                 // Where tests have work cut as for a GPU that is none, few: so that small cases meet every shape.
@@ -161,6 +173,29 @@ impl Tuning {
                 shared_memory: capabilities.shared_memory,
             },
         }
+    }
+
+    /// Invocations that work on a row together.
+    pub(crate) fn row_threads(&self, capacity: &Capacity) -> u32 {
+        self.row_threads[usize::from(capacity.rows == 1)]
+    }
+
+    /// The capacities that a program of `full` capacity is cut for, the smaller before those that hold what it holds.
+    pub(crate) fn sizes(&self, full: &Capacity) -> Vec<Capacity> {
+        let few = self.few_rows.iter().copied().filter(|rows| *rows < full.rows);
+        let depths = iter::successors(Some(self.depth), |depth| depth.checked_mul(4));
+        let depths: Vec<usize> =
+            depths.take_while(|depth| *depth < full.kv_len).chain([full.kv_len]).collect();
+        let mut sizes = Vec::new();
+        for rows in few.chain([full.rows]) {
+            let outputs = full.outputs.min(rows);
+            let deep = depths.iter().filter(|depth| **depth >= rows);
+            sizes.extend(deep.map(|&kv_len| Capacity { rows, outputs, kv_len }));
+        }
+        // More outputs than rows are no step of a model, but may be asked for.
+        sizes.push(*full);
+        sizes.dedup();
+        sizes
     }
 
     /// Whether blocks of a format are loaded eight bytes at a time, where they may be. A GPU has a price for what has to be
@@ -250,8 +285,10 @@ impl Tuning {
             };
         }
         let subgroups = (128 / self.subgroup).clamp(1, 8);
+        let lanes = self.lanes(k.div_ceil(32));
+        let pack = self.subgroup / lanes;
         let fills = |rows_each: u32, split: u32| {
-            let each = u64::from(subgroups / split * rows_each);
+            let each = u64::from(subgroups / split * pack * rows_each);
             (rows as u64).saturating_mul(column_tiles as u64) / each >= u64::from(self.product_groups)
         };
         // Activations are registers: of four columns, with fewer rows.
@@ -262,16 +299,24 @@ impl Tuning {
         }
         // As long as each lane has a unit.
         let mut split = 1;
-        while split < subgroups && !fills(own_rows, split) && k / 32 >= 2 * split * self.subgroup {
+        while split < subgroups && !fills(own_rows, split) && k / 32 >= 2 * split * lanes && pack == 1 {
             split *= 2;
         }
         ProductShape {
             kernel: "reduce",
-            constants: vec![subgroups * self.subgroup, self.subgroup, columns, own_rows, split],
+            constants: vec![subgroups * self.subgroup, self.subgroup, columns, own_rows, split, lanes],
             together: 4,
-            rows: subgroups / split * own_rows,
+            rows: subgroups / split * pack * own_rows,
             whole_subgroups: true,
         }
+    }
+
+    /// Lanes that run along rows of so many units together: the most of those that are seldom idle.
+    fn lanes(&self, units: u32) -> u32 {
+        let halves =
+            || iter::successors(Some(self.subgroup), |lanes| Some(lanes / 2)).take_while(|lanes| *lanes > 0);
+        let idle = |lanes: u32| units.next_multiple_of(lanes) - units;
+        halves().find(|lanes| 8 * idle(*lanes) <= units).unwrap_or(1)
     }
 
     /// Subgroups that work on a tile with cooperative matrices: as many as have a block each.
@@ -380,6 +425,7 @@ impl Tuning {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backend_api::Step;
 
     fn tuning(class: DeviceClass, subgroup: u32, shared_memory: u32) -> Tuning {
         let capabilities = Capabilities { subgroup, shared_memory, ..Capabilities::default() };
@@ -444,19 +490,25 @@ mod tests {
                 [(1, 64, 7168), (1, 576, 2048), (2, 2048, 512), (4, 102_400, 2048), (1, 1, 32)]
             {
                 let shape = tuning.product(columns, 1, rows, k, true);
-                let [threads, lanes, width, own_rows, split] = shape.constants[..] else {
+                let [threads, whole, width, own_rows, split, lanes] = shape.constants[..] else {
                     panic!("{shape:?}")
                 };
-                assert_eq!((lanes, width), (subgroup, columns));
-                assert!(threads <= 128 && (threads / lanes).is_multiple_of(split), "{shape:?}");
-                assert_eq!(shape.rows, threads / lanes / split * own_rows);
+                assert_eq!((whole, width), (subgroup, columns));
+                assert!(threads <= 128 && (threads / whole).is_multiple_of(split), "{shape:?}");
+                assert!(whole.is_multiple_of(lanes) && (split == 1 || lanes == whole), "{shape:?}");
+                assert_eq!(shape.rows, threads / whole / split * (whole / lanes) * own_rows);
+                let idle = (k / 32).next_multiple_of(lanes) - k / 32;
+                assert!(8 * idle <= k / 32, "idle lanes: {shape:?}");
                 assert!(split == 1 || k / 32 >= split * lanes, "idle lanes: {shape:?}");
             }
         }
         let shape = tuning(DeviceClass::Gpu, 32, 32 << 10).product(1, 1, 64, 7168, true);
-        assert_eq!(shape.constants, [128, 32, 1, 1, 4]);
+        assert_eq!(shape.constants, [128, 32, 1, 1, 4, 32]);
         let shape = tuning(DeviceClass::Gpu, 32, 32 << 10).product(1, 1, 102_400, 2048, true);
-        assert_eq!(shape.constants, [128, 32, 1, 4, 1]);
+        assert_eq!(shape.constants, [128, 32, 1, 4, 1, 32]);
+        // The absorbed products.
+        let shape = tuning(DeviceClass::Gpu, 64, 32 << 10).product(1, 1, 16 * 512, 128, true);
+        assert_eq!(shape.constants, [128, 64, 1, 1, 1, 4]);
     }
 
     #[test]
@@ -496,5 +548,25 @@ mod tests {
         let met = many.map(|(columns, rows)| shape(columns, rows)).map(|(shape, width)| (shape.rows, width));
         assert_eq!(met, TILES.map(|tile| (tile.rows, tile.columns)));
         assert_eq!(tuning.product(1, 1, 5, 18_432, true).constants[4], 8, "the deep case shares rows");
+    }
+    #[test]
+    fn each_step_has_a_form_that_holds_it() {
+        let full = Capacity { rows: 512, outputs: 512, kv_len: 20_000 };
+        let sizes = tuning(DeviceClass::Gpu, 32, 32 << 10).sizes(&full);
+        let numbers = |size: &Capacity| (size.rows, size.outputs, size.kv_len);
+        let deep = |rows| [4096, 16_384, 20_000].map(|kv_len| (rows, rows, kv_len));
+        assert_eq!(sizes.iter().map(numbers).collect::<Vec<_>>(), [8, 64, 512].map(deep).concat());
+        let step = |rows, past, outputs| Step { rows, past, outputs };
+        let of = |step: Step| sizes.iter().find(|size| size.holds(&step)).map(numbers);
+        assert_eq!(of(step(5, 0, 1)), Some((8, 8, 4096)));
+        assert_eq!(of(step(9, 4088, 9)), Some((64, 64, 16_384)));
+        assert_eq!(of(step(1, 19_999, 0)), Some((8, 8, 20_000)));
+        assert_eq!(of(full.full_step()), Some((512, 512, 20_000)));
+        // More outputs than rows, as no model has.
+        assert_eq!(of(step(3, 0, 400)), Some((512, 512, 4096)));
+        let one = Capacity { rows: 1, outputs: 3, kv_len: 4096 };
+        let sizes = tuning(DeviceClass::Software, 8, 32 << 10).sizes(&one);
+        assert_eq!(sizes.last(), Some(&one));
+        assert_eq!(tuning(DeviceClass::Software, 8, 32 << 10).sizes(&full).len(), 3);
     }
 }

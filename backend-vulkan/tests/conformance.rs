@@ -2,15 +2,16 @@
 
 mod common;
 
-use backend_vulkan::{Arithmetic, DeviceClass, VulkanOptions};
+use backend_api::Device;
+use backend_vulkan::{Arithmetic, DeviceClass, VulkanDevice, VulkanOptions};
+use std::{env, process::Command};
 
 /// Everything is supported, so a case that is not run is a failure too.
 fn conform(options: VulkanOptions) {
-    let Some(device) = common::open(options) else { return };
-    let filter = std::env::var("FATHOM_CASES").unwrap_or_default();
+    let Some((_watch, device)) = common::open(options) else { return };
+    let filter = env::var("FATHOM_CASES").unwrap_or_default();
     let report = backend_conformance::run_filtered(&device, &filter);
     assert!(report.unsupported.is_empty(), "not supported: {:?}", report.unsupported);
-    common::assert_valid(&device);
 }
 
 #[test]
@@ -22,6 +23,47 @@ fn as_software() {
 #[test]
 fn as_a_gpu() {
     conform(VulkanOptions { class: Some(DeviceClass::Gpu), always_stage: true, ..VulkanOptions::default() });
+}
+
+/// Cut into pieces of which each is little, as a slow GPU's watchdog would have it: those of attention have rows of a step
+/// each, those of products work groups.
+#[test]
+fn in_pieces() {
+    for class in [DeviceClass::Software, DeviceClass::Gpu] {
+        let megamacs_per_second = Some(1);
+        let options = VulkanOptions { class: Some(class), megamacs_per_second, ..VulkanOptions::default() };
+        let Some((_watch, device)) = common::open(options) else { return };
+        for cases in ["LatentAttention*33 rows", "LatentAttention*70 rows", "Mul*Q4_K*F32*70 rows"] {
+            backend_conformance::run_filtered(&device, cases);
+        }
+    }
+}
+
+/// Whatever counts lanes, with twice as many as this machine has: llvmpipe's subgroups are as wide as its vectors.
+#[test]
+fn with_subgroups_of_another_size() {
+    const CHILD: &str = "FATHOM_SUBGROUPS_OF_16";
+    if env::var_os(CHILD).is_none() {
+        let Some((_watch, device)) = common::open(VulkanOptions::default()) else { return };
+        if !device.info().description.contains("llvmpipe") {
+            return println!("skipped: no llvmpipe");
+        }
+        let mut child = Command::new(env::current_exe().expect("this program"));
+        child.args(["--exact", "with_subgroups_of_another_size"]);
+        let status = child.env(CHILD, "1").env("LP_NATIVE_VECTOR_WIDTH", "512").status();
+        return assert!(status.expect("it starts").success());
+    }
+    let listed = VulkanDevice::enumerate().expect("a device");
+    assert!(listed[0].offers.iter().any(|offer| offer == "subgroups of 16"), "{listed:?}");
+    let options = VulkanOptions { class: Some(DeviceClass::Gpu), ..VulkanOptions::default() };
+    let Some((_watch, device)) = common::open(options.clone()) else { return };
+    let of_few_formats = ["Mul*Q4_K*", "Mul*Q8_0*", "Mul*F16*", "LatentAttention*", "Route*", "RmsNorm*"];
+    for cases in of_few_formats {
+        backend_conformance::run_filtered(&device, cases);
+    }
+    let options = VulkanOptions { arithmetic: Some(Arithmetic::IntegerDots), ..options };
+    let Some((_watch, device)) = common::open(options) else { return };
+    backend_conformance::run_filtered(&device, "Mul*Q4_K*Default*33 rows");
 }
 
 /// As a GPU that multiplies integers, where the driver can, however slowly.
@@ -40,11 +82,10 @@ fn with_cooperative_matrices() {
 fn many_rows(arithmetic: Arithmetic) {
     let class = Some(DeviceClass::Gpu);
     let options = VulkanOptions { class, arithmetic: Some(arithmetic), ..VulkanOptions::default() };
-    let Some(device) = common::open(options) else { return };
+    let Some((_watch, device)) = common::open(options) else { return };
     // Enough rows for tiles of every size.
     for rows in ["16 rows", "33 rows", "70 rows"] {
         let report = backend_conformance::run_filtered(&device, &format!("Mul*Q*Default*{rows}"));
         assert!(report.unsupported.is_empty(), "not supported: {:?}", report.unsupported);
     }
-    common::assert_valid(&device);
 }

@@ -40,6 +40,7 @@ fn the_spirv_is_of_these_sources() {
     }
     listed.sort();
     let mut all = ["shaders", "shaders/include", "spirv"].map(|name| files(&folder(name))).concat();
+    all.extend(["Cargo.lock", "src/main.rs"].map(|name| folder("shaders/compiler").join(name)));
     all.retain(|path| name(path) != "manifest.txt");
     all.sort();
     assert_eq!(listed, all, "what the manifest lists, and what is there");

@@ -88,7 +88,7 @@ fn matrix(device: &dyn Device) -> String {
 
 #[test]
 fn the_matrix_in_the_tree_is_true() {
-    let Some(device) = common::open(VulkanOptions::default()) else { return };
+    let Some((_watch, device)) = common::open(VulkanOptions::default()) else { return };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("SUPPORT.md");
     let found = matrix(&device);
     if env::var_os("FATHOM_UPDATE").is_some() {
@@ -102,7 +102,7 @@ fn the_matrix_in_the_tree_is_true() {
 
 #[test]
 fn what_is_too_large_is_refused_with_the_limit() {
-    let Some(device) = common::open(VulkanOptions::default()) else { return };
+    let Some((_watch, device)) = common::open(VulkanOptions::default()) else { return };
     let precision = Precision::Default;
     let inputs = vec![
         TensorDesc::new(DType::F16, Shape::fixed(&[1025, 4, 32])),

@@ -58,6 +58,7 @@ impl<'a> Builder<'a> {
             buffers: Vec::new(),
             values: Vec::new(),
             ops: Vec::new(),
+            results: Vec::new(),
         };
         Builder { device, capacity, random: Random::new(0, "kernels"), desc }
     }

@@ -6,7 +6,7 @@
 mod common;
 
 use backend_api::{Device, Discard};
-use backend_vulkan::{Arithmetic, VulkanDevice, VulkanError, VulkanOptions};
+use backend_vulkan::{Arithmetic, DriverCall, Failure, VulkanDevice, VulkanError, VulkanOptions};
 use bench::{compare::distance, npy};
 use common::{austen, run, run_in, shared_models};
 use graph::Devices;
@@ -70,7 +70,8 @@ fn more_formats() -> Vec<Case> {
     ["austen-iq4_xs", "austen-q2_k", "austen-q5_1"].into_iter().filter_map(case).collect()
 }
 
-/// What of everything goes elsewhere.
+/// What of everything goes elsewhere, as it is typed. That each is right with every model, both ways of feeding it, is
+/// shown without the program (`vulkan_named.rs` of model-deepseek).
 const PLACEMENTS: [&str; 7] = [
     "",
     "--no-kv-offload",
@@ -118,19 +119,18 @@ fn exact_arithmetic_gives_the_float64_references_wherever_the_work_is_done() {
     let folder = tempfile::tempdir().unwrap();
     let mut worst = 0.0;
     for (index, case) in cases().into_iter().enumerate() {
+        let all = case.reference.to_str().unwrap().to_owned();
+        let few = case.first(40, folder.path());
         let mut check = |reference: &str, options: &str| {
             let found = case.compare(reference, &format!("{options} --activations f32"));
             let nmse = found["nmse"].as_f64().unwrap();
             assert!(nmse <= 2e-6, "{} {options}: {found}", case.name);
             worst = f64::max(worst, nmse);
         };
-        check(case.reference.to_str().unwrap(), "");
-        let few = case.first(40, folder.path());
-        // A process spends its first second on compiling shaders: each placement is fed whole with one model, and
-        // token by token with the next.
-        for (placement, number) in PLACEMENTS.into_iter().zip(index..) {
-            let batch = if number % 2 == 0 { "1" } else { "512" };
-            check(&few, &format!("{placement} --batch {batch}"));
+        check(&all, "");
+        // A process spends its first second on compiling shaders.
+        if index == 0 {
+            PLACEMENTS.into_iter().for_each(|placement| check(&few, &format!("{placement} --batch 13")));
         }
     }
     for case in more_formats() {
@@ -147,13 +147,11 @@ fn default_arithmetic_is_as_near_as_on_the_cpu() {
     if vulkan().is_none() {
         return;
     }
-    for (index, case) in cases().into_iter().enumerate() {
+    for case in cases() {
         let reference: Value = serde_json::from_slice(&fs::read(&case.reference).unwrap()).unwrap();
         // The CPU's bar: the median row, which single flipped experts do not move.
         let bound = 1.2 * reference["llama_cpp"]["median_row_nmse"].as_f64().unwrap();
-        // Wherever the work is done, with the first model.
-        let elsewhere = if index == 0 { &PLACEMENTS[..] } else { &[] };
-        for options in ["--batch 1", "--no-kv-offload --cpu-moe"].iter().chain(elsewhere) {
+        for options in ["", "--no-kv-offload --cpu-moe"] {
             let found = case.compare(case.reference.to_str().unwrap(), options);
             let median = found["median_row_nmse"].as_f64().unwrap();
             println!("{} {options}: median {median:.1e}, bound {bound:.1e}", case.name);
@@ -375,7 +373,7 @@ fn a_session_outlives_the_device_where_its_caches_are_on_the_host() {
         let go_on = |_, _: &str| ControlFlow::Continue(());
         session.feed(&[0, 5, 6, 7]).unwrap();
         session.generate(&mut Sampler::greedy(), 4, go_on).unwrap();
-        device.lose();
+        device.fail(DriverCall::Submit, 0, Failure::Lost);
         match session.generate(&mut Sampler::greedy(), 4, go_on) {
             Ok(_) => assert!(host_caches && session.tokens().len() == 12),
             Err(error) => {

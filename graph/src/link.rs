@@ -6,13 +6,15 @@ use crate::{
     graph::{NodeIndex, StorageIndex, StorageKind, Value},
     memory::{Content, Slot},
     plan::Plan,
+    span::{Count, Span},
     split::Split,
     weights::{Placed, States, Weights},
 };
 use backend_api::{
-    BufferRef, BufferRequest, BufferUsage, Place, ProgramDesc, ProgramOp, ProgramValue, ValueIndex,
+    BufferRef, BufferRequest, BufferUsage, Extent, Place, ProgramDesc, ProgramOp, ProgramResult,
+    ProgramValue, ValueIndex,
 };
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 /// Finds the bytes of everything in a plan.
 pub(crate) struct Linker<'a> {
@@ -73,13 +75,37 @@ impl<'a> Linker<'a> {
         for &node in &self.plan.order[split.nodes.clone()] {
             program.node(node)?;
         }
+        let results = self.results(split, &program)?;
         Ok(ProgramDesc {
             name: format!("split {index} on {}", self.plan.devices[split.device]),
             capacity: self.plan.capacity,
             buffers: program.buffers,
             values: program.values,
             ops: program.ops,
+            results,
         })
+    }
+
+    /// What others read of what a split's nodes make.
+    fn results(&self, split: &Split, program: &Assembly<'_>) -> Result<Vec<ProgramResult>, RunError> {
+        let graph = self.plan.graph();
+        let nodes = &self.plan.order[split.nodes.clone()];
+        let is_own = |producer: Option<NodeIndex>| producer.is_some_and(|node| nodes.contains(&node));
+        let mut results = Vec::new();
+        for (index, transfer) in self.plan.transfers.iter().enumerate() {
+            if transfer.from == split.device && is_own(transfer.producer) {
+                let source = self.source(index)?;
+                results.extend(source.and_then(|source| program.result(source, &transfer.span)));
+            }
+        }
+        for info in graph.outputs().iter().map(|(_, value)| graph.info(*value)) {
+            if is_own(info.producer) {
+                let home = self.home(info.storage);
+                let span = Span::of(info, StorageKind::Activation);
+                results.extend(home.and_then(|(_, place)| program.result(place, &span)));
+            }
+        }
+        Ok(results)
     }
 
     /// Where a transfer's bytes come from, unless they are the caller's.
@@ -126,7 +152,7 @@ impl<'a> Linker<'a> {
         if let Some(place) = here {
             return Ok(at(place, 0));
         }
-        let span = crate::span::Span::of(info, storage.kind);
+        let span = Span::of(info, storage.kind);
         let brought = self.transfers[info.storage].iter().copied().find(|&index| {
             let transfer = &self.plan.transfers[index];
             transfer.to == device && transfer.producer == info.producer && transfer.span.covers(&span)
@@ -198,12 +224,26 @@ impl<'a> Assembly<'a> {
         Ok(())
     }
 
+    /// Bytes at a place of a buffer that the program uses. Those of caches are not told: they do not leave their owner.
+    fn result(&self, placed: Placed, span: &Span) -> Option<ProgramResult> {
+        let address = Arc::as_ptr(&placed.buffer).cast::<()>() as usize;
+        let buffer = *self.known_buffers.get(&address)?;
+        let extent = match span.count {
+            Count::One => Extent::Fixed(1),
+            Count::Rows => Extent::Rows,
+            Count::Outputs => Extent::Outputs,
+            Count::Cached => return None,
+        };
+        let place = Place { buffer, offset: placed.offset };
+        Some(ProgramResult { place, extent, row: span.row, pitch: span.pitch })
+    }
+
     fn value(&mut self, value: Value) -> Result<ValueIndex, RunError> {
         if let Some(&index) = self.known_values.get(&value) {
             return Ok(index);
         }
         let Placed { buffer, offset } = self.linker.find(value, self.device)?;
-        let address = std::sync::Arc::as_ptr(&buffer).cast::<()>() as usize;
+        let address = Arc::as_ptr(&buffer).cast::<()>() as usize;
         let buffers = &mut self.buffers;
         let buffer = *self.known_buffers.entry(address).or_insert_with(|| {
             buffers.push(buffer);

@@ -1,7 +1,7 @@
 //! A model on devices: planned, then loaded, then shared by any number of sessions.
 
 use crate::{Error, Model, Session};
-use backend_api::{Capacity, DType, DeviceError, DeviceKind, Precision};
+use backend_api::{Capacity, DType, DeviceError, Precision};
 use graph::{DeviceIndex, Devices, LoadError, Needs, Placement, Plan, Progress, Weights};
 use std::{collections::HashSet, fmt, str::FromStr, sync::Arc};
 
@@ -184,8 +184,7 @@ struct Shared {
 /// Weights that lie in a file's map are read as they are needed; for those that have to be made the host needs memory, and
 /// a system that hands out more than it has ends the process. Swap does not count: experts are read with every token.
 fn check_memory(model: &Model, devices: &Devices, plans: &Plans) -> Result<(), Error> {
-    // All devices that compute with the processor have the same memory.
-    let is_host = |device: DeviceIndex| devices[device].info().kind == DeviceKind::Cpu;
+    let is_host = |device: DeviceIndex| devices[device].info().kind.shares_main_memory();
     let mut made: HashSet<(&str, DeviceIndex)> = HashSet::new();
     let mut requested = 0;
     for plan in [&plans.decode, &plans.prefill] {

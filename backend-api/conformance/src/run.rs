@@ -107,6 +107,7 @@ impl<'a> Bench<'a> {
             buffers: self.buffers.clone(),
             values: self.values.clone(),
             ops: ops.to_vec(),
+            results: Vec::new(),
         }
     }
 

@@ -16,8 +16,8 @@ ProductJob find_job(uint group) {
     return ProductJobs(push.table).at[index];
 }
 
-// Whether columns are grouped by expert. Where they are not, `order` and `ids` are addresses that may be read all the same:
-// a driver may load what a branch asks for before it knows whether the branch is taken.
+// Whether columns are grouped by expert. Where they are not, the first words at `order` and `ids` may be read all the same,
+// and no others are asked for: a driver may load what a branch asks for before it knows whether the branch is taken.
 bool grouped(ProductJob job) {
     return job.order_tiles != 0;
 }
@@ -48,7 +48,7 @@ Tile column_tile(ProductJob job, uint index, uint batch) {
     tile.batch = batch;
     uint matrix = batch;
     if (grouped(job)) {
-        Words entry = Words(job.order + 4 * (1 + 3 * uint64_t(index)));
+        Words entry = Words(job.order + 4 * (grouped(job) ? 1 + 3 * uint64_t(index) : 0));
         matrix = min(entry.at[0], job.matrices - 1);
         tile.first = 0;
         tile.count = entry.at[2];
@@ -61,7 +61,7 @@ Tile column_tile(ProductJob job, uint index, uint batch) {
         tile.listed = false;
         tile.list = job.order;
         if (job.matrices > 1) {
-            matrix = min(Words(job.ids).at[tile.first], job.matrices - 1);
+            matrix = min(Words(job.ids).at[job.matrices > 1 ? tile.first : 0], job.matrices - 1);
         }
     }
     tile.weights = job.w + uint64_t(matrix) * job.w_batch;

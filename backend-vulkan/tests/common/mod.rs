@@ -2,11 +2,17 @@
 #![allow(dead_code, reason = "each test uses some of it")]
 
 use backend_vulkan::{Arithmetic, VulkanDevice, VulkanError, VulkanOptions};
-use std::{io::Write, sync::Once};
+use std::{
+    io::Write,
+    sync::{Arc, Mutex, Once},
+};
 
 /// `vulkan0`, with the validation layer where there is one. `None`, said aloud, where this machine has no Vulkan, unless
 /// `FATHOM_REQUIRE_VULKAN` says that it must.
-pub fn open(options: VulkanOptions) -> Option<VulkanDevice> {
+///
+/// The first of the two has to outlive all that is made from the device: it then fails if the validation layer has
+/// complained, of what was left behind, too.
+pub fn open(options: VulkanOptions) -> Option<(Watch, VulkanDevice)> {
     let required = required();
     let folder = std::env::temp_dir().join("fathom-test-pipelines");
     let options = VulkanOptions { validation: true, cache_folder: Some(folder), ..options };
@@ -18,7 +24,7 @@ pub fn open(options: VulkanOptions) -> Option<VulkanDevice> {
         other => other,
     };
     match opened {
-        Ok(device) => Some(device),
+        Ok(device) => Some((Watch(device.validation_messages()), device)),
         // What was asked for beyond what every device must have.
         Err(VulkanError::Refused { lacks, .. })
             if options.arithmetic == Some(Arithmetic::CooperativeMatrices)
@@ -45,8 +51,14 @@ pub fn skip(missing: &VulkanError) {
     SAID.call_once(|| drop(writeln!(std::io::stderr(), "skipped: {missing}")));
 }
 
-/// Fails if the validation layer has complained.
-pub fn assert_valid(device: &VulkanDevice) {
-    let messages = device.validation_messages();
-    assert!(messages.is_empty(), "{} complaints, first {}", messages.len(), messages[0]);
+/// What the validation layer complains about, which is nothing.
+pub struct Watch(Arc<Mutex<Vec<String>>>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let messages = self.0.lock().expect("nobody panicked with it");
+            assert!(messages.is_empty(), "{} complaints, first {}", messages.len(), messages[0]);
+        }
+    }
 }

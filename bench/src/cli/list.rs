@@ -35,7 +35,7 @@ struct Listed {
     kind: &'static str,
     memory_total: u64,
     memory_free: u64,
-    offers: Vec<&'static str>,
+    offers: Vec<String>,
     /// Why it cannot be used.
     refused: Option<String>,
 }
@@ -56,7 +56,7 @@ pub fn list_devices(options: &DeviceOptions, json: bool) -> Result<(), Failure> 
 
 impl Listing {
     #[allow(dead_code, reason = "which devices there are depends on the features")]
-    fn add(&mut self, info: DeviceInfo, offers: Vec<&'static str>, refused: Option<String>) {
+    fn add(&mut self, info: DeviceInfo, offers: Vec<String>, refused: Option<String>) {
         let kind = match info.kind {
             DeviceKind::Cpu => "cpu",
             DeviceKind::Gpu => "gpu",
@@ -71,7 +71,8 @@ impl Listing {
     fn add_cpu(&mut self, options: &DeviceOptions) -> Result<(), Failure> {
         use backend_cpu::Level;
         let cpu = super::devices::cpu("cpu".to_owned(), options.threads())?;
-        let levels = Level::ALL.into_iter().filter(|level| level.is_available()).map(Level::name);
+        let levels =
+            Level::ALL.into_iter().filter(|level| level.is_available()).map(|level| level.name().to_owned());
         self.add(cpu.info().clone(), levels.collect(), None);
         Ok(())
     }
@@ -135,7 +136,7 @@ mod tests {
             memory_free: 1 << 30,
             batch_invariant: false,
         };
-        listing.add(info("cpu", DeviceKind::Cpu), vec!["portable", "avx2"], None);
+        listing.add(info("cpu", DeviceKind::Cpu), ["portable", "avx2"].map(str::to_owned).to_vec(), None);
         listing.add(info("vulkan0", DeviceKind::Gpu), Vec::new(), Some("it is too old".to_owned()));
         let expected = "\
             cpu      a cpu\n         2.0 GiB of memory, 1.0 GiB free\n         offers portable, avx2\n\

@@ -10,7 +10,7 @@ use super::{
     resolve::{Share, Wishes, device_called},
 };
 use crate::{Error, Model, Options, Plans, model::layer_and_part};
-use backend_api::{DeviceInfo, DeviceKind};
+use backend_api::DeviceInfo;
 use graph::{DeviceIndex, Devices, Needs, Placement, report::human};
 use std::{collections::BTreeSet, fmt, ops::Range};
 
@@ -192,11 +192,11 @@ fn main_memory(devices: &Devices, given: &[Option<u64>]) -> Option<(Vec<DeviceIn
 }
 
 /// The devices that have one memory with this one, itself among them: it may have been opened more than once, and
-/// processors work in main memory.
+/// processors and the GPUs beside them work in main memory.
 fn sharing(devices: &Devices, index: DeviceIndex) -> impl Iterator<Item = DeviceIndex> {
     let this = devices[index].info();
     let one = |other: &DeviceInfo| {
-        other.name == this.name || this.kind == DeviceKind::Cpu && other.kind == DeviceKind::Cpu
+        other.name == this.name || this.kind.shares_main_memory() && other.kind.shares_main_memory()
     };
     devices.iter().enumerate().filter(move |(_, device)| one(device.info())).map(|(index, _)| index)
 }

@@ -33,7 +33,7 @@ impl Routes {
     }
 
     /// Rows for which some node chose other experts, as far as both have them.
-    pub fn differing(&self, other: &Routes) -> usize {
+    pub fn differing(&self, other: &Routes) -> Vec<usize> {
         let here = self.0.lock().unwrap().clone();
         // One after the other: they may be the same.
         let there = other.0.lock().unwrap().clone();
@@ -43,7 +43,7 @@ impl Routes {
                 _ => false,
             })
         };
-        (0..self.rows()).filter(differs).count()
+        (0..self.rows()).filter(differs).collect()
     }
 }
 

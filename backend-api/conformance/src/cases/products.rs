@@ -36,10 +36,13 @@ pub(super) fn add(cases: &mut Cases) {
             mat_mul(cases, index, dtype, precision);
             head_mat_mul(cases, index, dtype, precision);
             expert_mat_mul(cases, index, dtype, precision);
-            if dtype.is_quantized() {
-                all_bits(cases, dtype, precision);
+            // For kernels of few rows, and of many.
+            for rows in [5, 16] {
+                if dtype.is_quantized() {
+                    all_bits(cases, dtype, precision, rows);
+                }
+                extremes(cases, dtype, precision, rows);
             }
-            extremes(cases, dtype, precision);
         }
     }
     every_tile(cases);
@@ -93,7 +96,7 @@ fn mat_mul(cases: &mut Cases, index: usize, dtype: DType, precision: Precision) 
         cases.add(format!("MatMul {}", product.name()), move |b| product.build(b));
     }
     // Deeper than what is summed in one go, and as deep as DeepSeek-V3's dense layers.
-    for (k, n) in [(8448, 2), (18_432, 1)] {
+    for (k, n) in [(8448, 2), (18_432, 1), (8448, 16)] {
         let product = Product { dtype, precision, k, m: 5, n, outer: Outer::Rows, gap: 0, skipped: 0 };
         cases.add(format!("MatMul deep {}", product.name()), move |b| product.build(b));
     }
@@ -104,9 +107,9 @@ fn mat_mul(cases: &mut Cases, index: usize, dtype: DType, precision: Precision) 
 }
 
 /// Blocks of random bits, so that every quant meets every scale.
-fn all_bits(cases: &mut Cases, dtype: DType, precision: Precision) {
-    cases.add(format!("MatMul bits {dtype} {precision:?}"), move |b| {
-        b.step(5, 0, 1);
+fn all_bits(cases: &mut Cases, dtype: DType, precision: Precision, rows: usize) {
+    cases.add(format!("MatMul bits {dtype} {precision:?}, {rows} rows"), move |b| {
+        b.step(rows, 0, 1);
         b.structured();
         let (m, k) = (33, 4 * dtype.block_len());
         let rows: Vec<_> = (0..m).map(|_| random_blocks(dtype, k, &mut b.random)).collect();
@@ -117,9 +120,9 @@ fn all_bits(cases: &mut Cases, dtype: DType, precision: Precision) {
 }
 
 /// The largest quants on both sides, with equal and with alternating signs: what overflows narrow accumulators.
-fn extremes(cases: &mut Cases, dtype: DType, precision: Precision) {
-    cases.add(format!("MatMul extremes {dtype} {precision:?}"), move |b| {
-        b.step(3, 0, 1);
+fn extremes(cases: &mut Cases, dtype: DType, precision: Precision, columns: usize) {
+    cases.add(format!("MatMul extremes {dtype} {precision:?}, {columns} rows"), move |b| {
+        b.step(columns, 0, 1);
         b.structured();
         let k = 2048;
         let pattern = |period: usize, size: f32| -> Vec<f32> {
@@ -128,7 +131,9 @@ fn extremes(cases: &mut Cases, dtype: DType, precision: Precision) {
         let signs = [pattern(k, 1.0), pattern(k, -1.0), pattern(1, 1.0), pattern(2, 1.0), pattern(64, -1.0)];
         let rows: Vec<_> = signs.iter().map(|row| encoded(dtype, row)).collect();
         let w = b.weight_rows(dtype, &[rows.len(), k], 0, &rows);
-        let x = b.values(Shape::rows(&[k]), 0, &[pattern(k, 3.0), pattern(1, -3.0), pattern(2, 1000.0)]);
+        let patterns = [pattern(k, 3.0), pattern(1, -3.0), pattern(2, 1000.0)];
+        let x: Vec<_> = patterns.iter().cloned().cycle().take(columns).collect();
+        let x = b.values(Shape::rows(&[k]), 0, &x);
         b.op(Op::MatMul { precision }, &[w, x]);
     });
 }

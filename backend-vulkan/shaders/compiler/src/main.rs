@@ -76,6 +76,9 @@ fn run(check: bool) -> Result<(), Failure> {
 /// `sha256sum --check spirv/manifest.txt` says what was changed, and so does a test there.
 fn manifest(shaders: &Path, written: &[(String, Vec<u8>)]) -> Result<String, Failure> {
     let mut sources: Vec<PathBuf> = Vec::new();
+    let compiler = shaders.join("compiler");
+    // The compiler is a source of what it makes, too.
+    sources.extend([compiler.join("Cargo.lock"), compiler.join("src/main.rs")]);
     for folder in [shaders.to_owned(), shaders.join("include")] {
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();

@@ -29,6 +29,9 @@ pub struct VulkanDevice {
     context: Arc<Context>,
 }
 
+/// Bytes of imported memory that are compared with what the device sees there.
+const TRIED: usize = 4096;
+
 impl VulkanDevice {
     /// Every Vulkan device of this machine, also those that [`open`](VulkanDevice::open) refuses.
     ///
@@ -136,16 +139,22 @@ impl Device for VulkanDevice {
             return Ok(None);
         }
         self.context.check()?;
-        let imported = Imported::new(&self.context, bytes)?;
-        Ok(imported.map(|imported| {
-            let buffer: BufferRef = Arc::new(VulkanBuffer {
-                context: Arc::clone(&self.context),
-                size: imported.size(),
-                usage: BufferUsage::Weights,
-                bytes: Bytes::Imported(imported),
-            });
-            buffer
-        }))
+        let Some(imported) = Imported::new(&self.context, bytes)? else { return Ok(None) };
+        // What a driver took is not yet what its device sees.
+        let start = &imported.bytes()[..imported.size().min(TRIED)];
+        let mut seen = [0; TRIED];
+        let seen = &mut seen[..start.len()];
+        self.staging().read(imported.first(), 0, seen)?;
+        if seen != start {
+            imported.refuse();
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(VulkanBuffer {
+            context: Arc::clone(&self.context),
+            size: imported.size(),
+            usage: BufferUsage::Weights,
+            bytes: Bytes::Imported(imported),
+        })))
     }
 
     fn write(&self, to: &BufferRef, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {

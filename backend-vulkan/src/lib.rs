@@ -3,8 +3,9 @@
 //! # How it is made
 //!
 //! * A program is *lowered* to pieces of work, *scheduled* into dispatches (chains of row-wise operations and products
-//!   that wait for nothing share one) and recorded once. A step writes a few numbers and submits: one submission for each
-//!   program of a decode step; a long prefill is cut, so that no driver's watchdog takes it for dead.
+//!   that wait for nothing share one) and recorded, once for each of some sizes of steps. A step writes a few numbers and
+//!   submits: one submission for each program of a decode step; a long prefill is cut, so that no driver's watchdog takes
+//!   it for dead.
 //! * Shaders reach memory by address. What they may touch is checked when a program is compiled, as nothing checks it
 //!   later.
 //! * Shaders are GLSL under `shaders/`, checked in as SPIR-V under `spirv/`: building needs no shader compiler. The

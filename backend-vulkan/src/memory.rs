@@ -215,10 +215,20 @@ impl Imported {
         match imported.window_around(0, 1) {
             Ok(_) => Ok(Some(imported)),
             Err(_) => {
-                lock(&context.refused_imports).insert((start, size));
+                imported.refuse();
                 Ok(None)
             }
         }
+    }
+
+    /// These bytes are not asked for again.
+    pub(crate) fn refuse(&self) {
+        lock(&self.context.refused_imports).insert((self.start as usize, self.size));
+    }
+
+    /// The window that every import has, of its first bytes.
+    pub(crate) fn first(&self) -> vk::Buffer {
+        lock(&self.windows).first().map_or(vk::Buffer::null(), |window| window.buffer)
     }
 
     /// The address of bytes of which no window has all, through one more.

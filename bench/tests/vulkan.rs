@@ -188,7 +188,14 @@ fn each_arithmetic_of_gpus_is_as_near_as_on_the_cpu() {
             let mut session = session(case.model.to_str().unwrap(), &device, false, &options);
             let mut found = Vec::new();
             let mut each = |_, logits: &[f32]| found.extend_from_slice(logits);
-            session.feed_with(&tokens, Wanted::Rows(&rows), &mut each, &mut Discard).unwrap();
+            // A few tokens, some and many: three forms of a program.
+            let mut fed = 0;
+            for end in [5, 50, tokens.len()] {
+                let rows: Vec<usize> =
+                    rows.iter().filter(|row| (fed..end).contains(*row)).map(|row| row - fed).collect();
+                session.feed_with(&tokens[fed..end], Wanted::Rows(&rows), &mut each, &mut Discard).unwrap();
+                fed = end;
+            }
             let distance = distance(&expected.unwrap(), &found);
             let bound = 1.2 * reference["llama_cpp"]["median_row_nmse"].as_f64().unwrap();
             let median = distance.median_row_nmse;
@@ -385,4 +392,36 @@ fn a_session_outlives_the_device_where_its_caches_are_on_the_host() {
     }
     let told = told.lock().unwrap();
     assert!(told.len() == 1 && told[0].contains("vulkan0 was lost"), "{told:?}");
+}
+
+/// However many allocations go well before one does not.
+#[test]
+fn a_failed_allocation_names_what_it_was_for_and_what_would_help() {
+    let Some(device) = vulkan() else { return };
+    let device = Arc::new(device);
+    let load = |after: usize| {
+        device.fail(DriverCall::Allocate, after, Failure::OutOfMemory);
+        let cpu = backend_cpu::CpuDevice::new(backend_cpu::CpuOptions::default()).unwrap();
+        let vulkan: Arc<dyn Device> = Arc::<VulkanDevice>::clone(&device);
+        let devices = Devices::new(vec![vulkan, Arc::new(cpu)]);
+        let model = Arc::new(Model::open(austen().as_ref()).unwrap());
+        let said = PlacementOptions { gpu_layers: Some(GpuLayers::All), ..PlacementOptions::default() };
+        let plans = said.place(&model, &devices, &Options::default()).unwrap().plans;
+        Engine::load(&model, &devices, plans, &mut |_| ()).and_then(|engine| engine.session().map(|_| ()))
+    };
+    let mut told = Vec::new();
+    for after in 0.. {
+        match load(after) {
+            Ok(()) => break,
+            Err(error) => told.push(error.to_string()),
+        }
+    }
+    for text in &told {
+        let parts = ["vulkan0: no memory for ", " bytes asked, ", " free", "--fit vulkan0=BYTES"];
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        assert!(!text.contains(" 0 free"), "{text}");
+    }
+    for what in ["cache.2: vulkan0", "scratch of vulkan0", "numbers of program", "tables of program"] {
+        assert!(told.iter().any(|text| text.contains(what)), "{what}: {told:#?}");
+    }
 }

@@ -54,7 +54,8 @@ pub struct PlacementArgs {
     pub ownership_check: Option<Switch>,
     /// Whether what the options leave open is filled by what fits (repeatable): into an accelerator's free memory less
     /// a margin, or into so many bytes, such as `vulkan0=8GiB`: at most what the device has, with a notice if more than
-    /// it has free. CPU devices share main memory. Works around what was said, and fails with the bytes needed where it
+    /// it has free; what a driver takes for itself, and 30 to 100 MiB of buffers for copies and partial results, come on
+    /// top. CPU devices and the GPUs beside them share main memory. Works around what was said, and fails with the bytes needed where it
     /// cannot [default: on]
     #[arg(long, value_name = "on|off|DEVICE=BYTES")]
     pub fit: Vec<FitArg>,

@@ -107,7 +107,7 @@ pub struct ProgramOp {
 /// The caller owes: every operation passes [`OpDesc::check`] and the device's
 /// [`supports`](crate::Device::supports); every value lies inside its buffer for every step within `capacity`, and
 /// every cache has rows for all of them; an output overlaps no other operand of its operation, except that `Add` may
-/// write over either input.
+/// write over either input; every result lies inside its buffer, too.
 #[derive(Clone, Debug)]
 pub struct ProgramDesc {
     /// For errors and debuggers.

@@ -41,48 +41,60 @@ void multiply(ProductJob job, Tile tile, uint first_row) {
         sum[i] = 0.0;
     }
     const uint units = (job.k + 31) / 32;
-    for (uint unit = 0; unit < units; unit++) {
-        const uint start = unit_start(unit) + 2 * (lane % LANES);
-        // Of column c and run r, the lane's two values.
-        vec2 own[2 * COLUMNS];
-        [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-            [[unroll]] for (uint r = 0; r < 2; r++) {
-                own[2 * c + r] = two_floats(x[c], start + r * RUN_DISTANCE, job.k, PAIRS != 0, PLAIN != 0);
-            }
-        }
-        Unit u[VECTORS];
+    for (uint unit = 0; unit < units; unit += UNITS) {
+        Units loaded[VECTORS];
         [[unroll]] for (uint v = 0; v < VECTORS; v++) {
-            u[v] = load_unit(row[v], unit, job.k);
+            loaded[v] = load_units(row[v], unit, job.k);
         }
-        [[unroll]] for (uint r = 0; r < 2; r++) {
-            float part[VECTORS * COLUMNS];
-            [[unroll]] for (uint i = 0; i < VECTORS * COLUMNS; i++) {
-                part[i] = 0.0;
-            }
-            [[unroll]] for (uint i = 0; i < 16; i++) {
-                [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-                    const float value = subgroupBroadcast(own[2 * c + r][i % 2], i / 2);
-                    [[unroll]] for (uint v = 0; v < VECTORS; v++) {
-                        part[v * COLUMNS + c] = fma(u[v].level[16 * r + i], value, part[v * COLUMNS + c]);
-                    }
+        [[unroll]] for (uint number = 0; number < UNITS; number++) {
+            const uint start = unit_start(unit + number) + 2 * (lane % LANES);
+            // Of column c and run r, the lane's two values.
+            vec2 own[2 * COLUMNS];
+            [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
+                [[unroll]] for (uint r = 0; r < 2; r++) {
+                    own[2 * c + r] = two_floats(x[c], start + r * RUN_DISTANCE, job.k, PAIRS != 0, PLAIN != 0);
                 }
             }
-            [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
+            Unit u[VECTORS];
+            [[unroll]] for (uint v = 0; v < VECTORS; v++) {
+                u[v] = unit_at(loaded[v], number);
+            }
+            [[unroll]] for (uint r = 0; r < 2; r++) {
+                float part[VECTORS * COLUMNS];
+                [[unroll]] for (uint i = 0; i < VECTORS * COLUMNS; i++) {
+                    part[i] = 0.0;
+                }
 #if HAS_OFFSET
-                const vec2 pair = own[2 * c + r];
-                const float total = subgroupAdd(lane < LANES ? pair.x + pair.y : 0.0);
+                // What the values add up to.
+                float total[COLUMNS];
+                [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
+                    total[c] = 0.0;
+                }
 #endif
-                [[unroll]] for (uint v = 0; v < VECTORS; v++) {
-                    const vec2 scale = r == 0 ? u[v].first : u[v].second;
-                    const uint i = v * COLUMNS + c;
+                [[unroll]] for (uint i = 0; i < 16; i++) {
+                    [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
+                        const float value = subgroupBroadcast(own[2 * c + r][i % 2], i / 2);
+#if HAS_OFFSET
+                        total[c] += value;
+#endif
+                        [[unroll]] for (uint v = 0; v < VECTORS; v++) {
+                            part[v * COLUMNS + c] = fma(u[v].level[16 * r + i], value, part[v * COLUMNS + c]);
+                        }
+                    }
+                }
+                [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
+                    [[unroll]] for (uint v = 0; v < VECTORS; v++) {
+                        const vec2 scale = r == 0 ? u[v].first : u[v].second;
+                        const uint i = v * COLUMNS + c;
 #if PLAIN
-                    sum[i] += part[i];
+                        sum[i] += part[i];
 #else
-                    sum[i] = fma(scale.x, part[i], sum[i]);
+                        sum[i] = fma(scale.x, part[i], sum[i]);
 #endif
 #if HAS_OFFSET
-                    sum[i] = fma(scale.y, total, sum[i]);
+                        sum[i] = fma(scale.y, total[c], sum[i]);
 #endif
+                    }
                 }
             }
         }

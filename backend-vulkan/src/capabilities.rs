@@ -9,9 +9,6 @@ use std::{ffi::CStr, ptr};
 pub(crate) struct Capabilities {
     /// Invocations of a subgroup: 8 to 128.
     pub subgroup: u32,
-    /// Intel: a lane of 32 has half the registers of a lane of 16, too few for our kernels; so subgroups have 16, although
-    /// the driver names 32.
-    pub short_of_registers: bool,
     /// Bytes of main memory can be used in place (`VK_EXT_external_memory_host`), at multiples of this.
     pub import_alignment: Option<u64>,
     /// Free memory is told (`VK_EXT_memory_budget`).
@@ -205,13 +202,13 @@ impl Capabilities {
         }
         let named = instance.subgroups(device).subgroup_size;
         let sizes = subgroup_control(instance, device).1;
+        // A lane of 32 has half the registers of a lane of 16 there, too few for our kernels; the driver names 32.
         let short_of_registers = basic.vendor_id == INTEL;
         Capabilities {
             subgroup: match short_of_registers {
                 true => 16.clamp(sizes.min_subgroup_size, sizes.max_subgroup_size),
                 false => named,
             },
-            short_of_registers,
             import_alignment: imports.then_some(host.min_imported_host_pointer_alignment),
             memory_budget: has(ext::memory_budget::NAME),
             largest_buffer,

@@ -150,10 +150,6 @@ impl Down {
         Down { results, commands, brought: Vec::new(), number: 0 }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.results.is_empty()
-    }
-
     /// The commands that bring the results of a step into `memory`, as far as there is room. The program's last run is
     /// done.
     pub(crate) fn record(

@@ -4,13 +4,14 @@ use crate::{
     VulkanError, VulkanOptions,
     capabilities::{self, Capabilities},
     instance::{Instance, Messages, OLDEST_VERSION},
+    memory::Memory,
     pipelines::Pipelines,
     tuning::{Arithmetic, DeviceClass},
 };
 use ash::{ext, vk};
 use backend_api::{DeviceError, DeviceInfo};
 use gpu_allocator::{
-    AllocationSizes, AllocatorDebugSettings,
+    AllocationSizes, AllocatorDebugSettings, MemoryLocation,
     vulkan::{Allocator, AllocatorCreateDesc},
 };
 use std::{
@@ -18,7 +19,7 @@ use std::{
     ffi::CString,
     mem::ManuallyDrop,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -49,6 +50,8 @@ pub(crate) struct Context {
     hung: AtomicBool,
     /// What tests want to go wrong.
     faults: Mutex<Vec<Fault>>,
+    /// The memory for results within a program that was made last: programs run one after the other.
+    scratch: Mutex<Weak<Memory>>,
     /// Main memory, by address and size, that the driver did not import when asked to.
     pub refused_imports: Mutex<HashSet<(usize, usize)>>,
     /// Bytes of our own buffers.
@@ -197,6 +200,7 @@ impl Context {
             lost: AtomicBool::new(false),
             hung: AtomicBool::new(false),
             faults: Mutex::default(),
+            scratch: Mutex::default(),
             refused_imports: Mutex::default(),
             allocated: AtomicU64::new(0),
             device,
@@ -256,7 +260,7 @@ impl Context {
         self.lost.store(true, Ordering::Release);
     }
 
-    /// From now on one call, after so many that go well, fails.
+    /// From now on one call, after so many that go well and after those that are to fail already, fails.
     pub(crate) fn fail(&self, call: DriverCall, after: usize, failure: Failure) {
         lock(&self.faults).push(Fault { call, after, failure });
     }
@@ -281,6 +285,18 @@ impl Context {
             return Err(DeviceError::Lost { device, reason });
         }
         Ok(())
+    }
+
+    /// Memory that programs share, of so many bytes or more. A program leaves nothing there that is read after it.
+    pub(crate) fn scratch(self: &Arc<Self>, bytes: usize) -> Result<Arc<Memory>, DeviceError> {
+        let mut last = lock(&self.scratch);
+        if let Some(memory) = last.upgrade().filter(|memory| memory.room() >= bytes) {
+            return Ok(memory);
+        }
+        let memory = Memory::new(self, "partial results", bytes, MemoryLocation::GpuOnly)?;
+        let memory = Arc::new(memory);
+        *last = Arc::downgrade(&memory);
+        Ok(memory)
     }
 
     /// A pool of command buffers that may be recorded again and again.
@@ -331,6 +347,8 @@ impl Context {
                 // SAFETY: the queue is ours while locked.
                 if unsafe { self.device.queue_wait_idle(queue.handle) }.is_err() {
                     self.lose(result != vk::Result::ERROR_DEVICE_LOST);
+                    let (device, reason) = (self.info.name.clone(), format!("vkQueueSubmit: {result}"));
+                    return Err(DeviceError::Lost { device, reason });
                 }
                 return Err(self.error("vkQueueSubmit", result));
             }
@@ -372,19 +390,18 @@ impl Context {
         }
         let (semaphores, values) = ([timeline], [number]);
         let wait = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
-        let mut done = 0;
         loop {
             // SAFETY: the semaphore is alive as long as `self`.
-            match unsafe { self.device.wait_semaphores(&wait, patience.as_nanos() as u64) } {
-                Err(vk::Result::TIMEOUT) => {
-                    // SAFETY: as above.
-                    let now = unsafe { self.device.get_semaphore_counter_value(timeline) }?;
-                    if now == done {
-                        return Err(vk::Result::TIMEOUT);
-                    }
-                    done = now;
-                }
-                other => return other,
+            let done = unsafe { self.device.get_semaphore_counter_value(timeline) }?;
+            if done >= number {
+                return Ok(());
+            }
+            // SAFETY: as above.
+            let waited = unsafe { self.device.wait_semaphores(&wait, patience.as_nanos() as u64) };
+            // SAFETY: as above.
+            let now = unsafe { self.device.get_semaphore_counter_value(timeline) }?;
+            if waited != Err(vk::Result::TIMEOUT) || now == done {
+                return waited;
             }
         }
     }

@@ -29,7 +29,7 @@ pub struct VulkanDevice {
     context: Arc<Context>,
 }
 
-/// Bytes of imported memory that are compared with what the device sees there.
+/// Bytes of imported memory, no more than a page, that are compared with what the device sees there.
 const TRIED: usize = 4096;
 
 impl VulkanDevice {
@@ -86,7 +86,8 @@ impl VulkanDevice {
     }
 
     /// How often something was handed to its queue: once for each run of a program that is not cut; and where memory is
-    /// the device's own, for each allocation, for large copies, and for reads of what is no [result](ProgramDesc::results).
+    /// the device's own, for each allocation, for large copies, and for reads of what is no [result](ProgramDesc::results);
+    /// and for each import.
     pub fn submissions(&self) -> u64 {
         self.context.submissions()
     }
@@ -144,10 +145,13 @@ impl Device for VulkanDevice {
         let start = &imported.bytes()[..imported.size().min(TRIED)];
         let mut seen = [0; TRIED];
         let seen = &mut seen[..start.len()];
-        self.staging().read(imported.first(), 0, seen)?;
-        if seen != start {
-            imported.refuse();
-            return Ok(None);
+        match self.staging().read(imported.first(), 0, seen) {
+            Ok(()) if seen == start => {}
+            Err(lost @ DeviceError::Lost { .. }) => return Err(lost),
+            _ => {
+                imported.refuse();
+                return Ok(None);
+            }
         }
         Ok(Some(Arc::new(VulkanBuffer {
             context: Arc::clone(&self.context),

@@ -73,7 +73,7 @@ const COUNT_BYTES: usize = size_of::<vk::DispatchIndirectCommand>();
 const SUBMISSION: f64 = 0.1;
 
 impl Source {
-    fn fault(&self, context: &Context, reason: &str) -> DeviceError {
+    pub(crate) fn fault(&self, context: &Context, reason: &str) -> DeviceError {
         context.fault(format!("program {}: {reason}", self.desc.name))
     }
 
@@ -122,7 +122,11 @@ impl Form {
         let partials = source.lowered(context, capacity, at)?.partials;
         let pieces = source.lowered(context, capacity, Scratch { partials, ..at })?.pieces;
         let launches = schedule(pieces, &capacity);
-        debug_assert_eq!(unordered(&launches), None, "two dispatches clash without a barrier between them");
+        debug_assert_eq!(
+            unordered(&launches, &capacity),
+            None,
+            "two dispatches clash without a barrier between them"
+        );
 
         let (offsets, bytes) = tables_of(&launches);
         let tables = match bytes.len() {

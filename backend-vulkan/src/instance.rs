@@ -161,9 +161,9 @@ impl Instance {
         // SAFETY: `device` comes from this instance, which is alive.
         let properties = unsafe { self.functions.get_physical_device_properties(device) };
         let kind = match properties.device_type {
-            vk::PhysicalDeviceType::DISCRETE_GPU | vk::PhysicalDeviceType::VIRTUAL_GPU => DeviceKind::Gpu,
             vk::PhysicalDeviceType::CPU => DeviceKind::Cpu,
-            _ => DeviceKind::IntegratedGpu,
+            vk::PhysicalDeviceType::INTEGRATED_GPU => DeviceKind::IntegratedGpu,
+            _ => DeviceKind::Gpu,
         };
         let (memory_total, memory_free) = self.memory(device, properties.api_version);
         let version = properties.api_version;

@@ -109,6 +109,11 @@ impl Memory {
         self.buffer
     }
 
+    /// Bytes that it has room for.
+    pub(crate) fn room(&self) -> usize {
+        (self.size as usize).saturating_sub(SLACK)
+    }
+
     pub(crate) fn address(&self) -> u64 {
         self.address
     }

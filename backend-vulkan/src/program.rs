@@ -27,7 +27,7 @@ pub(crate) struct VulkanProgram {
     /// The step's numbers, and tables of positions.
     step: Memory,
     /// Of all forms: partial results, and lists.
-    scratch: Option<Memory>,
+    scratch: Option<Arc<Memory>>,
     /// The submission that last used any of this.
     last: u64,
     /// What is read after it has run.
@@ -82,28 +82,28 @@ impl VulkanProgram {
             ropes,
             desc: program,
         };
-        let name = &source.desc.name;
         let scratch = match source.scratch(context)? {
             0 => None,
-            bytes => {
-                let name = format!("scratch of program {name}");
-                Some(Memory::new(context, &name, bytes as usize, MemoryLocation::GpuOnly)?)
-            }
+            bytes => Some(context.scratch(bytes as usize)?),
         };
+        let results = results(context, &source.desc).map_err(|problem| source.fault(context, &problem))?;
+        if !results.is_empty() {
+            lock(staging).expects_reads();
+        }
+        let down = |commands| Down::new(results, commands);
         let pool = context.command_pool()?;
         // SAFETY: the pool is new.
         let commands = unsafe { context.command_buffer(pool) }.inspect_err(|_| {
             // SAFETY: nothing uses it.
             unsafe { context.device.destroy_command_pool(pool, None) };
         })?;
-        let down = Down::new(results(context, &source.desc), commands);
         let mut compiled = VulkanProgram {
             source,
             forms: Vec::new(),
             step,
             scratch,
             last: 0,
-            down: Arc::new(Mutex::new(down)),
+            down: Arc::new(Mutex::new(down(commands))),
             staging: Arc::clone(staging),
             pool,
             context: Arc::clone(context),
@@ -130,7 +130,7 @@ impl VulkanProgram {
         if let Some(known) = self.forms.iter().position(|form| form.capacity == capacity) {
             return Ok(known);
         }
-        let scratch = self.scratch.as_ref().map_or(0, Memory::address);
+        let scratch = self.scratch.as_ref().map_or(0, |memory| memory.address());
         self.forms.push(Form::new(&self.context, &self.source, capacity, scratch, self.pool)?);
         Ok(self.forms.len() - 1)
     }
@@ -206,18 +206,23 @@ impl VulkanProgram {
     }
 }
 
-/// The results in memory that the CPU does not read.
-fn results(context: &Context, program: &ProgramDesc) -> Vec<(vk::Buffer, ProgramResult)> {
-    let hidden = |result: &ProgramResult| {
-        let buffer = program.buffers.get(result.place.buffer)?;
-        match &buffer.as_any().downcast_ref::<VulkanBuffer>()?.bytes {
-            Bytes::Owned(memory) if context.always_stage || memory.readable().is_none() => {
-                Some((memory.buffer(), *result))
-            }
-            _ => None,
+/// The results in memory that the CPU does not read, or what is wrong with one.
+fn results(context: &Context, program: &ProgramDesc) -> Result<Vec<(vk::Buffer, ProgramResult)>, String> {
+    let mut hidden = Vec::new();
+    for result in &program.results {
+        let buffer = program.buffers.get(result.place.buffer);
+        let own = buffer.and_then(|buffer| buffer.as_any().downcast_ref::<VulkanBuffer>());
+        let own =
+            own.ok_or_else(|| format!("a result in buffer {}, which is not there", result.place.buffer))?;
+        own.holds(result.place.offset, result.bytes(&program.capacity.full_step()))
+            .map_err(|problem| format!("a result: {problem}"))?;
+        if let Bytes::Owned(memory) = &own.bytes
+            && (context.always_stage || memory.readable().is_none())
+        {
+            hidden.push((memory.buffer(), *result));
         }
-    };
-    program.results.iter().filter_map(hidden).collect()
+    }
+    Ok(hidden)
 }
 
 impl Drop for VulkanProgram {

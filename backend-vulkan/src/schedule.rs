@@ -33,7 +33,8 @@ pub(crate) struct Launch {
     pub helps: bool,
     /// Whether it has to wait for those before it.
     pub waits: bool,
-    accesses: Vec<Access>,
+    /// What it touches, piece by piece.
+    accesses: Vec<(usize, Vec<Access>)>,
 }
 
 /// Whether the order of two pieces matters.
@@ -110,11 +111,7 @@ fn next(
         }
         let goes = match (&pieces[lead].kind, &pieces[index].kind) {
             (Kind::Row { extent: a, .. }, Kind::Row { extent: b, .. }) => {
-                let one_row = match a {
-                    Extent::Fixed(n) => *n == 1,
-                    Extent::Rows => capacity.rows == 1,
-                    Extent::Outputs => capacity.outputs == 1,
-                };
+                let one_row = is_one_row(a, capacity);
                 a == b
                     && before[index].iter().all(|earlier| done[*earlier] || taken.contains(earlier))
                     && taken
@@ -132,6 +129,14 @@ fn next(
         }
     }
     taken
+}
+
+fn is_one_row(extent: &Extent, capacity: &Capacity) -> bool {
+    match extent {
+        Extent::Fixed(n) => *n == 1,
+        Extent::Rows => capacity.rows == 1,
+        Extent::Outputs => capacity.outputs == 1,
+    }
 }
 
 fn launch(pieces: &[Piece], taken: &[usize]) -> Launch {
@@ -159,25 +164,34 @@ fn launch(pieces: &[Piece], taken: &[usize]) -> Launch {
     };
     let helps = matches!(pieces[taken[0]].kind, Kind::Alone { helps: true, .. });
     let ops = taken.iter().map(|index| pieces[*index].op).collect();
-    let accesses = taken.iter().flat_map(|index| pieces[*index].accesses.iter().cloned()).collect();
+    let touched = |index: &usize| (pieces[*index].op, pieces[*index].accesses.clone());
+    let accesses = taken.iter().map(touched).collect();
     Launch { task, ops, helps, waits: false, accesses }
 }
 
-/// Two operations of dispatches that clash and have no barrier between them, or are in the other order: found the slow way,
-/// from the dispatches alone.
-pub(crate) fn unordered(launches: &[Launch]) -> Option<(usize, usize)> {
-    for (number, later) in launches.iter().enumerate() {
-        let since = launches[..=number].iter().rposition(|launch| launch.waits).unwrap_or(0);
-        if let Some(open) =
-            launches[since..number].iter().find(|open| conflict(&open.accesses, &later.accesses))
-        {
-            return Some((open.ops[0], later.ops[0]));
-        }
-        let last = *later.ops.iter().max()?;
-        let overtaken =
-            |earlier: &&Launch| earlier.ops[0] > last && conflict(&earlier.accesses, &later.accesses);
-        if let Some(earlier) = launches[..number].iter().find(overtaken) {
-            return Some((earlier.ops[0], last));
+/// Two operations that clash and come in the other order, or without a barrier between them: found the slow way, from the
+/// dispatches alone.
+pub(crate) fn unordered(launches: &[Launch], capacity: &Capacity) -> Option<(usize, usize)> {
+    let touches = |(number, launch): (usize, &Launch)| {
+        let all: Vec<_> =
+            launch.accesses.iter().map(|(op, accesses)| (number, *op, accesses.clone())).collect();
+        all
+    };
+    let all: Vec<(usize, usize, Vec<Access>)> = launches.iter().enumerate().flat_map(touches).collect();
+    let ordered = |earlier: &(usize, usize, Vec<Access>), later: &(usize, usize, Vec<Access>)| {
+        let waits = launches[earlier.0 + 1..=later.0].iter().any(|launch| launch.waits);
+        let one_row = |extent: &Extent| is_one_row(extent, capacity);
+        let chained = match &launches[later.0].task {
+            Task::Rows { extent, .. } => {
+                earlier.0 == later.0 && chains(&earlier.2, &later.2, one_row(extent))
+            }
+            _ => false,
+        };
+        !conflict(&earlier.2, &later.2) || (earlier.1 <= later.1 && (waits || chained))
+    };
+    for (index, later) in all.iter().enumerate() {
+        if let Some(earlier) = all[..index].iter().find(|earlier| !ordered(earlier, later)) {
+            return Some((earlier.1, later.1));
         }
     }
     None
@@ -187,11 +201,11 @@ pub(crate) fn unordered(launches: &[Launch]) -> Option<(usize, usize)> {
 fn barriers(launches: &mut [Launch]) {
     let mut open: Vec<Access> = Vec::new();
     for launch in launches {
-        launch.waits = conflict(&open, &launch.accesses);
+        launch.waits = launch.accesses.iter().any(|(_, own)| conflict(&open, own));
         if launch.waits {
             open.clear();
         }
-        open.extend(launch.accesses.iter().cloned());
+        open.extend(launch.accesses.iter().flat_map(|(_, own)| own.iter().cloned()));
     }
 }
 
@@ -300,14 +314,26 @@ mod tests {
         };
         let launches = schedule(pieces(), &MANY);
         assert_eq!(ops(&launches), [(vec![0, 1], false), (vec![2], true), (vec![3], true)]);
-        assert_eq!(unordered(&launches), None);
+        assert_eq!(unordered(&launches, &MANY), None);
         for (barrier, pair) in [(1, (0, 2)), (2, (2, 3))] {
             let mut without = launches.clone();
             without[barrier].waits = false;
-            assert_eq!(unordered(&without), Some(pair));
+            assert_eq!(unordered(&without, &MANY), Some(pair));
         }
+        // One of a dispatch's products overtakes what it clashes with, or is put beside it.
+        let ahead = |ops: [usize; 2]| {
+            let mut all = pieces();
+            all.push(product(5, vec![touch(9000, None, true)]));
+            let taken = ops.map(|op| all.iter().position(|piece| piece.op == op).expect("one of them"));
+            launch(&all, &taken)
+        };
+        assert_eq!(unordered(&[ahead([0, 3])], &MANY), Some((0, 3)));
+        assert_eq!(unordered(&[ahead([0, 5])], &MANY), None);
+        let mut late = launches[1].clone();
+        late.waits = true;
+        assert_eq!(unordered(&[ahead([5, 3]), late], &MANY), Some((3, 2)));
         let mut swapped = launches;
         swapped.swap(1, 2);
-        assert_eq!(unordered(&swapped), Some((3, 2)));
+        assert_eq!(unordered(&swapped, &MANY), Some((3, 2)));
     }
 }

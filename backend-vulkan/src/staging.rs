@@ -66,10 +66,6 @@ impl Staging {
         // Whatever becomes of it, what the program before brought is about to be written over.
         self.down = None;
         own.spoil_all();
-        if self.brought.is_none() && !own.is_empty() {
-            // Without memory for them, results are read one by one.
-            self.brought = Memory::new(&self.context, "small reads", ROOM, MemoryLocation::GpuToCpu).ok();
-        }
         let back = self.brought.as_ref().map(|memory| own.record(&self.context, memory, step));
         let back = back.transpose()?.flatten();
         let mut submissions: Vec<Vec<vk::CommandBuffer>> = commands.iter().map(|own| vec![*own]).collect();
@@ -87,6 +83,13 @@ impl Staging {
         own.sent(number);
         self.down = Some(Arc::clone(down));
         Ok(number)
+    }
+
+    /// There will be results to bring. Without memory for them they are read one by one.
+    pub(crate) fn expects_reads(&mut self) {
+        if self.brought.is_none() {
+            self.brought = Memory::new(&self.context, "small reads", ROOM, MemoryLocation::GpuToCpu).ok();
+        }
     }
 
     /// Sends the small writes that wait.

@@ -210,8 +210,7 @@ impl Tuning {
             0..=1 => 1,
             2 => 2,
             3..=7 => 4,
-            _ if self.class == DeviceClass::Software => 8,
-            _ if columns <= FEW_COLUMNS => 4,
+            _ if columns <= FEW_COLUMNS || self.class == DeviceClass::Software => 4,
             _ => {
                 // Not more than half empty, and no narrow ones where there are many columns.
                 let suits = |tile: &Tile| {
@@ -243,8 +242,7 @@ impl Tuning {
     ) -> ProductShape {
         if self.class == DeviceClass::Software {
             let lanes = rows as u32 / self.subgroup;
-            let most = if columns > 4 { 2 } else { 4 };
-            let vectors = (lanes / (4 * self.product_groups)).clamp(1, most).next_power_of_two().min(most);
+            let vectors = (lanes / (4 * self.product_groups)).clamp(1, 4).next_power_of_two();
             return ProductShape {
                 kernel: "lanes",
                 constants: vec![self.subgroup, vectors, columns],

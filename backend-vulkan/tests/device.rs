@@ -514,29 +514,39 @@ fn a_lost_device_is_an_error(device: &VulkanDevice, call: DriverCall, failure: F
 /// A submission that fails, although the device is there, is an error of its run alone.
 #[test]
 fn a_submission_that_fails_leaves_the_device_as_it_was() {
-    let options = VulkanOptions { megamacs_per_second: Some(1), ..VulkanOptions::default() };
-    let Some((_watch, device)) = common::open(options) else { return };
+    for always_stage in [false, true] {
+        let options =
+            VulkanOptions { always_stage, megamacs_per_second: Some(1), ..VulkanOptions::default() };
+        let Some((_watch, device)) = common::open(options) else { return };
+        a_submission_that_fails(&device);
+    }
+}
+
+fn a_submission_that_fails(device: &VulkanDevice) {
     let bytes = encoded(DType::Q4_K, M);
     let weights = device.allocate(&request("w", bytes.len(), BufferUsage::Weights)).expect("room");
     device.write(&weights, 0, &bytes).expect("written");
     let rows = 64;
-    let scratch = scratch(&device, rows);
-    device.write(&scratch, 0, &bytes_of(&numbers(rows * K, 5))).expect("written");
-    let mut program = product(&device, weights, scratch.clone(), rows);
+    let scratch = scratch(device, rows);
+    let mut program = product(device, weights, scratch.clone(), rows);
     let step = Step { rows, past: 0, outputs: 1 };
-    let mut run = || {
+    let mut run = |seed: usize| {
+        // Where it goes along with the first piece, it has to be there when that is tried again.
+        device.write(&scratch, 0, &bytes_of(&numbers(rows * K, seed))).expect("written");
         let result = program.run(&step, &mut Discard);
         let mut found = vec![0; 4 * rows * M];
         device.read(&scratch, 4 * rows * (K + M), &mut found).expect("read");
         result.map(|()| found)
     };
-    let expected = run().expect("it runs");
-    // Of several pieces, all but the last of which go.
+    let expected = [5, 6].map(|seed| run(seed).expect("it runs"));
+    assert_ne!(expected[0], expected[1]);
+    // The first of several pieces, or a later one.
     for after in 0..6 {
         device.fail(DriverCall::Submit, after, Failure::OutOfMemory);
-        let error = run().expect_err("a failed piece").to_string();
+        let error = run(5).expect_err("a failed piece").to_string();
         assert!(error.contains("vkQueueSubmit"), "{error}");
-        assert_eq!(run().expect("it runs again"), expected);
+        let seed = 5 + after % 2;
+        assert_eq!(run(seed).expect("it runs again"), expected[seed - 5]);
     }
 }
 

@@ -65,7 +65,8 @@ pub enum RunError {
     },
 }
 
-/// A plan that is compiled on its devices. Running a step plans, compiles and allocates nothing.
+/// A plan that is compiled on its devices. Running a step plans and allocates nothing; what a device may still compile is
+/// what the largest steps want otherwise than others.
 pub struct Executor {
     plan: Arc<Plan>,
     devices: Devices,

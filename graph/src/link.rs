@@ -105,6 +105,13 @@ impl<'a> Linker<'a> {
                 results.extend(home.and_then(|(_, place)| program.result(place, &span)));
             }
         }
+        // What several read is brought once.
+        let all = std::mem::take(&mut results);
+        all.into_iter().for_each(|result| {
+            if !results.contains(&result) {
+                results.push(result);
+            }
+        });
         Ok(results)
     }
 
@@ -224,7 +231,8 @@ impl<'a> Assembly<'a> {
         Ok(())
     }
 
-    /// Bytes at a place of a buffer that the program uses. Those of caches are not told: they do not leave their owner.
+    /// Bytes at a place of a buffer that the program uses. Those of caches are not told: there are too many of them to come
+    /// along, where they cross at all.
     fn result(&self, placed: Placed, span: &Span) -> Option<ProgramResult> {
         let address = Arc::as_ptr(&placed.buffer).cast::<()>() as usize;
         let buffer = *self.known_buffers.get(&address)?;

@@ -355,7 +355,8 @@ impl Session {
         ids.extend(tokens.iter().map(|token| *token as i32));
         let step = Step { rows: tokens.len(), past: self.tokens.len(), outputs: outputs.len() };
         let inputs = [("tokens", bytemuck::cast_slice(ids)), ("outputs", bytemuck::cast_slice(outputs))];
-        executor.run(&step, &inputs, observer)?;
+        let ran = executor.run(&step, &inputs, observer);
+        ran.map_err(|error| Error::from(error).advised(self.engine.devices()))?;
         logits.resize(outputs.len() * self.engine.model().config().vocabulary, 0.0);
         if !outputs.is_empty() {
             executor.read("logits", logits)?;

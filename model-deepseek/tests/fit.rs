@@ -300,28 +300,32 @@ fn processors_share_main_memory() {
         let devices = Devices::new(vec![Arc::new(cpu("cpu"))]);
         PlacementOptions::default().place(&model, &devices, &options()).unwrap().plans.needs()[0].total()
     };
-    let place = |free: u64, said: &PlacementOptions| {
-        let processor = |name| stated(name, DeviceKind::Cpu, 1 << 30, free);
-        let devices = Devices::new(vec![processor("cpu1"), processor("cpu2"), processor("cpu")]);
-        said.place(&model, &devices, &options())
-    };
     let said = PlacementOptions::default();
-    // Twice as much is enough for what each device has of its own beside its part.
-    let placed = place(2 * needs, &said).unwrap();
-    let half = human(needs);
-    for name in ["cpu1", "cpu2"] {
-        let start = format!("{name}: {half} free, of which ");
-        assert!(placed.notices.iter().any(|notice| notice.starts_with(&start)), "{:?}", placed.notices);
+    // As does a GPU beside them.
+    let place = |kind: DeviceKind, free: u64, said: &PlacementOptions| {
+        let stated = |name, kind| stated(name, kind, 1 << 30, free);
+        let [first, second, host] = [("cpu1", DeviceKind::Cpu), ("cpu2", kind), ("cpu", DeviceKind::Cpu)]
+            .map(|(name, kind)| stated(name, kind));
+        said.place(&model, &Devices::new(vec![first, second, host]), &options())
+    };
+    for kind in [DeviceKind::Cpu, DeviceKind::IntegratedGpu] {
+        // Twice as much is enough for what each device has of its own beside its part.
+        let placed = place(kind, 2 * needs, &said).unwrap();
+        let half = human(needs);
+        for name in ["cpu1", "cpu2"] {
+            let start = format!("{name}: {half} free, of which ");
+            assert!(placed.notices.iter().any(|notice| notice.starts_with(&start)), "{:?}", placed.notices);
+        }
+        let sum: u64 = placed.plans.needs().iter().map(Needs::total).sum();
+        assert!(sum <= 2 * needs, "{sum} of {}", 2 * needs);
+        // With room for less than the weights, there is no way to have them.
+        let error = place(kind, needs / 2, &said).unwrap_err().to_string();
+        assert!(error.starts_with("it does not fit: cpu1 + cpu2 + cpu: "), "{error}");
+        assert!(error.ends_with("more are free, and kept back)"), "{error}");
+        // With room for these and little else, there is.
+        let error = place(kind, needs, &said).unwrap_err().to_string();
+        assert!(error.ends_with("less is needed there with a smaller --ctx or a smaller --batch"), "{error}");
     }
-    let sum: u64 = placed.plans.needs().iter().map(Needs::total).sum();
-    assert!(sum <= 2 * needs, "{sum} of {}", 2 * needs);
-    // With room for less than the weights, there is no way to have them.
-    let error = place(needs / 2, &said).unwrap_err().to_string();
-    assert!(error.starts_with("it does not fit: cpu1 + cpu2 + cpu: "), "{error}");
-    assert!(error.ends_with("more are free, and kept back)"), "{error}");
-    // With room for these and little else, there is.
-    let error = place(needs, &said).unwrap_err().to_string();
-    assert!(error.ends_with("less is needed there with a smaller --ctx or a smaller --batch"), "{error}");
     // What is kept back is told where it would have helped.
     let gpu = stated("gpu", DeviceKind::Gpu, 1 << 30, 1 << 20);
     let devices = Devices::new(vec![gpu, Arc::new(cpu("cpu"))]);
@@ -330,7 +334,7 @@ fn processors_share_main_memory() {
     assert!(error.contains("may be used (64.0 KiB more are free, and kept back); less is"), "{error}");
     // Without fitting nobody asks.
     let off = PlacementOptions { fit: Fit { on: false, budgets: Vec::new() }, ..said };
-    assert!(place(needs / 2, &off).is_ok());
+    assert!(place(DeviceKind::Cpu, needs / 2, &off).is_ok());
 }
 
 /// Loading and running as said, with so many bytes on the first of two devices.

@@ -22,7 +22,8 @@ use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
 /// Tokens fed in one step, and one by one.
 const BATCHES: [usize; 2] = [512, 1];
 
-/// Every placement with the shaders that this device gets; with those of a GPU the first ones, which use them all.
+/// Every placement with the shaders that this device gets; with those of a GPU, of which exact arithmetic uses one set, the
+/// first ones.
 const CLASSES: [(Option<DeviceClass>, usize); 2] = [(None, usize::MAX), (Some(DeviceClass::Gpu), 3)];
 
 struct Case {

@@ -151,6 +151,34 @@ vec2 k_scale_min(uvec4 head, uint g) {
 }
 #endif
 
+#if FORMAT == Q4_K
+// One of the units that share the scales and minima of a block's groups `2 * chunk` and the next.
+Unit unit_of(uvec4 words, vec2 first, vec2 second) {
+    Unit u;
+    u.first = first;
+    u.second = second;
+    [[unroll]] for (uint i = 0; i < 16; i++) {
+        u.level[i] = float(bits_of(words, i, 0, 15u));
+        u.level[16 + i] = float(bits_of(words, i, 4, 15u));
+    }
+    return u;
+}
+#elif FORMAT == Q6_K
+// One of the four units of half a block, with the 8-bit scales of its runs.
+Unit unit_of(uvec4 words, uvec4 high, uint shift, uvec2 scales, float d) {
+    Unit u;
+    [[unroll]] for (uint i = 0; i < 16; i++) {
+        u.level[i] = float(bits_of(words, i, 0, 15u) | (bits_of(high, i, shift, 3u) << 4));
+        u.level[16 + i] = float(bits_of(words, i, 4, 15u) | (bits_of(high, i, shift + 4, 3u) << 4));
+    }
+    const float one = d * float(bitfieldExtract(int(scales.x), 0, 8));
+    const float two = d * float(bitfieldExtract(int(scales.y), 0, 8));
+    u.first = vec2(one, -32.0 * one);
+    u.second = vec2(two, -32.0 * two);
+    return u;
+}
+#endif
+
 // Unit `unit` of the row of `k` values at `row`.
 Unit load_unit(uint64_t row, uint unit, uint k) {
     Unit u;
@@ -315,34 +343,25 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
 #if FORMAT == Q5_K
     const uvec4 high = load_16_aligned(block + 16 + 16 * group);
 #endif
-    [[unroll]] for (uint i = 0; i < 16; i++) {
-        uint low = bits_of(words, i, 0, 15u), up = bits_of(words, i, 4, 15u);
-#if FORMAT == Q5_K
-        low |= bits_of(high, i, 2 * chunk, 1u) << 4;
-        up |= bits_of(high, i, 2 * chunk + 1, 1u) << 4;
-#endif
-        u.level[i] = float(low);
-        u.level[16 + i] = float(up);
-    }
     const vec2 scales = from_halves(head.x) * vec2(1.0, -1.0);
     const vec2 one = k_scale_min(head, 2 * chunk), two = k_scale_min(head, 2 * chunk + 1);
+#if FORMAT == Q4_K
+    u = unit_of(words, scales * one, scales * two);
+#else
     u.first = scales * one;
     u.second = scales * two;
+    [[unroll]] for (uint i = 0; i < 16; i++) {
+        u.level[i] = float(bits_of(words, i, 0, 15u) | (bits_of(high, i, 2 * chunk, 1u) << 4));
+        u.level[16 + i] = float(bits_of(words, i, 4, 15u) | (bits_of(high, i, 2 * chunk + 1, 1u) << 4));
+    }
+#endif
 #elif FORMAT == Q6_K
     const uint64_t block = row + uint64_t(unit / 8) * 210;
     const uint part = unit % 8 / 4, r = unit % 4;
     const uvec4 words = load_16(block + 64 * part + 16 * r), high = load_16(block + 128 + 32 * part + 16 * (r % 2));
-    const uint shift = 2 * (r / 2);
-    [[unroll]] for (uint i = 0; i < 16; i++) {
-        u.level[i] = float(bits_of(words, i, 0, 15u) | (bits_of(high, i, shift, 3u) << 4));
-        u.level[16 + i] = float(bits_of(words, i, 4, 15u) | (bits_of(high, i, shift + 4, 3u) << 4));
-    }
-    const float d = from_half(half_word(block, 104));
     const uint g = 8 * part + r;
-    const float one = d * float(bitfieldExtract(int(byte_at(block + 192, g)), 0, 8));
-    const float two = d * float(bitfieldExtract(int(byte_at(block + 192, g + 4)), 0, 8));
-    u.first = vec2(one, -32.0 * one);
-    u.second = vec2(two, -32.0 * two);
+    const uvec2 scales = uvec2(byte_at(block + 192, g), byte_at(block + 192, g + 4));
+    u = unit_of(words, high, 2 * (r / 2), scales, from_half(half_word(block, 104)));
 #elif FORMAT == IQ4_XS
     const uint64_t block = row + uint64_t(unit / 8) * 136;
     const uint g = unit % 8;
@@ -360,3 +379,92 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
 #endif
     return u;
 }
+
+// Units that come with the same loads, neighbours of which the first is a multiple of so many; and what was loaded for them.
+#if FORMAT == Q4_K
+#define UNITS 2
+
+struct Units {
+    uvec4 words[UNITS];
+    vec2 first;
+    vec2 second;
+};
+
+Units load_units(uint64_t row, uint unit, uint k) {
+    const uint64_t block = row + uint64_t(unit / 8) * 144;
+    const uint chunk = unit % 8 / 2;
+    const uvec4 head = load_16_aligned(block);
+    const vec2 scales = from_halves(head.x) * vec2(1.0, -1.0);
+    Units units;
+    units.first = scales * k_scale_min(head, 2 * chunk);
+    units.second = scales * k_scale_min(head, 2 * chunk + 1);
+    [[unroll]] for (uint group = 0; group < UNITS; group++) {
+        units.words[group] = load_16_aligned(block + 16 + 32 * chunk + 16 * group);
+    }
+    return units;
+}
+
+Unit unit_at(Units units, uint index) {
+    return unit_of(units.words[index], units.first, units.second);
+}
+#elif FORMAT == Q6_K
+#define UNITS 4
+
+struct Units {
+    uvec4 words[UNITS];
+    uvec4 high[2];
+    uvec2 scales;
+    float d;
+};
+
+// 16 bytes of `COUNT` times so many from an address that is a multiple of 2, given the words of eight around them.
+#define LOAD_16S(COUNT, TO, ADDRESS) \
+    { \
+        const uint64_t from = ADDRESS; \
+        if (WIDE_LOADS) { \
+            const uint shift = 8 * (uint(from) & 7u); \
+            uint64_t around[2 * COUNT + 1]; \
+            [[unroll]] for (uint i = 0; i < 2 * COUNT; i++) { \
+                around[i] = Longs(from & ~uint64_t(7)).at[i]; \
+            } \
+            around[2 * COUNT] = Longs((from + 16 * COUNT - 1) & ~uint64_t(7)).at[0]; \
+            [[unroll]] for (uint i = 0; i < COUNT; i++) { \
+                TO[i] = uvec4( \
+                    unpackUint2x32((around[2 * i] >> shift) | ((around[2 * i + 1] << 1) << (63 - shift))), \
+                    unpackUint2x32((around[2 * i + 1] >> shift) | ((around[2 * i + 2] << 1) << (63 - shift))) \
+                ); \
+            } \
+        } else { \
+            [[unroll]] for (uint i = 0; i < COUNT; i++) { \
+                TO[i] = load_16(from + 16 * i); \
+            } \
+        } \
+    }
+
+Units load_units(uint64_t row, uint unit, uint k) {
+    const uint64_t block = row + uint64_t(unit / 8) * 210;
+    const uint part = unit % 8 / 4;
+    Units units;
+    LOAD_16S(4, units.words, block + 64 * part)
+    LOAD_16S(2, units.high, block + 128 + 32 * part)
+    units.scales = load_8(block + 192 + 8 * part);
+    units.d = from_half(half_word(block, 104));
+    return units;
+}
+
+Unit unit_at(Units units, uint index) {
+    const uvec2 scales = units.scales >> (8 * index);
+    return unit_of(units.words[index], units.high[index % 2], 2 * (index / 2), scales, units.d);
+}
+#else
+#define UNITS 1
+#define Units Unit
+
+Units load_units(uint64_t row, uint unit, uint k) {
+    return load_unit(row, unit, k);
+}
+
+Unit unit_at(Units units, uint index) {
+    return units;
+}
+#endif

@@ -47,8 +47,9 @@ Tile column_tile(ProductJob job, uint index, uint batch) {
     Tile tile;
     tile.batch = batch;
     uint matrix = batch;
+    const uint entry_at = grouped(job) ? 1 + 3 * index : 0, id_at = job.matrices > 1 ? index * COLUMNS : 0;
     if (grouped(job)) {
-        Words entry = Words(job.order + 4 * (grouped(job) ? 1 + 3 * uint64_t(index) : 0));
+        Words entry = Words(job.order + 4 * uint64_t(entry_at));
         matrix = min(entry.at[0], job.matrices - 1);
         tile.first = 0;
         tile.count = entry.at[2];
@@ -61,7 +62,7 @@ Tile column_tile(ProductJob job, uint index, uint batch) {
         tile.listed = false;
         tile.list = job.order;
         if (job.matrices > 1) {
-            matrix = min(Words(job.ids).at[job.matrices > 1 ? tile.first : 0], job.matrices - 1);
+            matrix = min(Words(job.ids).at[id_at], job.matrices - 1);
         }
     }
     tile.weights = job.w + uint64_t(matrix) * job.w_batch;

@@ -50,7 +50,7 @@ pub(crate) struct Context {
     hung: AtomicBool,
     /// What tests want to go wrong.
     faults: Mutex<Vec<Fault>>,
-    /// The memory for results within a program that was made last: programs run one after the other.
+    /// What [`scratch`](Context::scratch) made last.
     scratch: Mutex<Weak<Memory>>,
     /// Main memory, by address and size, that the driver did not import when asked to.
     pub refused_imports: Mutex<HashSet<(usize, usize)>>,
@@ -287,7 +287,8 @@ impl Context {
         Ok(())
     }
 
-    /// Memory that programs share, of so many bytes or more. A program leaves nothing there that is read after it.
+    /// Memory that programs share, of so many bytes or more. They run one after the other, as all pieces of one are handed to
+    /// the queue together, and leave nothing there that is read later.
     pub(crate) fn scratch(self: &Arc<Self>, bytes: usize) -> Result<Arc<Memory>, DeviceError> {
         let mut last = lock(&self.scratch);
         if let Some(memory) = last.upgrade().filter(|memory| memory.room() >= bytes) {

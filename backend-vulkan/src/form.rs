@@ -96,7 +96,7 @@ impl Source {
         self.sizes.iter().copied().find(|size| size.holds(step)).unwrap_or(self.desc.capacity)
     }
 
-    /// Bytes of memory of its own that the program wants, in whatever form.
+    /// Bytes of memory for what is used within a run that the program wants, in whatever form.
     pub(crate) fn scratch(&self, context: &Context) -> Result<u64, DeviceError> {
         let mut most = 0;
         for capacity in &self.sizes {
@@ -108,7 +108,7 @@ impl Source {
 }
 
 impl Form {
-    /// `scratch` is the address of the program's own memory. Command buffers are of `pool`.
+    /// `scratch` is the address of memory for what is used within a run. Command buffers are of `pool`.
     pub(crate) fn new(
         context: &Arc<Context>,
         source: &Source,

@@ -26,7 +26,7 @@ pub(crate) struct VulkanProgram {
     forms: Vec<Form>,
     /// The step's numbers, and tables of positions.
     step: Memory,
-    /// Of all forms: partial results, and lists.
+    /// For partial results, and lists.
     scratch: Option<Arc<Memory>>,
     /// The submission that last used any of this.
     last: u64,

@@ -220,8 +220,18 @@ fn throughput_says_what_was_measured() {
     let one = |depth| [of("prefill", 8, depth), of("prefill", 16, depth), of("decode", 4, depth)];
     assert_eq!(names, [one(0), one(32)].concat());
     for test in tests {
-        let expected =
-            ["all", "depth", "gb_s", "median_tok_s", "share_of_limit", "share_outside", "test", "tokens"];
+        let expected = [
+            "all",
+            "depth",
+            "dispatches",
+            "gb_s",
+            "median_tok_s",
+            "share_of_limit",
+            "share_outside",
+            "submissions",
+            "test",
+            "tokens",
+        ];
         assert_eq!(keys(test), expected);
         assert_eq!(test["all"].as_array().unwrap().len(), 2);
         let outside = test["share_outside"].as_f64().unwrap();

@@ -108,6 +108,9 @@ struct Outcome {
     /// Of the time, what went neither into operations nor into copies between devices, in a run beside the timed ones;
     /// `null` where a device does not tell the time of operations.
     share_outside: Option<f64>,
+    /// What was handed to queues of devices in that run, and of how many dispatches, for each of its steps.
+    submissions: f64,
+    dispatches: f64,
 }
 
 fn main() -> ExitCode {
@@ -189,6 +192,8 @@ struct Work {
     time: Duration,
     /// Whether the time of an operation is not known.
     untimed: bool,
+    submissions: usize,
+    dispatches: usize,
 }
 
 impl Observer for Work {
@@ -201,6 +206,11 @@ impl Observer for Work {
         self.macs += event.macs;
         self.time += event.time.unwrap_or_default();
         self.untimed |= event.time.is_none();
+    }
+
+    fn submitted(&mut self, submissions: usize, dispatches: usize) {
+        self.submissions += submissions;
+        self.dispatches += dispatches;
     }
 }
 
@@ -234,7 +244,23 @@ fn measure(engine: &Engine, test: Test, repeat: u32, roofline: Roofline) -> Resu
         Kind::Decode => gb_s / roofline.read_gb_s,
     };
     let Test { kind, tokens, depth } = test;
-    Ok(Outcome { test: kind, tokens, depth, median_tok_s, all: rates, gb_s, share_of_limit, share_outside })
+    let steps = match kind {
+        Kind::Prefill => tokens.div_ceil(engine.plans().prefill.capacity.rows),
+        Kind::Decode => tokens,
+    };
+    let [submissions, dispatches] = [work.submissions, work.dispatches].map(|n| n as f64 / steps as f64);
+    Ok(Outcome {
+        test: kind,
+        tokens,
+        depth,
+        median_tok_s,
+        all: rates,
+        gb_s,
+        share_of_limit,
+        share_outside,
+        submissions,
+        dispatches,
+    })
 }
 
 /// Seconds that a test took; the session is cut back to the test's depth.

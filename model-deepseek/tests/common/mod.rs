@@ -82,6 +82,18 @@ impl Reference {
         }
     }
 
+    /// That of the first tokens.
+    pub fn first(&self, tokens: usize) -> Self {
+        let rows: Vec<usize> = self.rows.iter().copied().filter(|row| *row < tokens).collect();
+        let vocabulary = self.logits.len() / self.rows.len();
+        Reference {
+            tokens: self.tokens[..tokens].to_vec(),
+            logits: self.logits[..rows.len() * vocabulary].to_vec(),
+            rows,
+            llama_median: self.llama_median,
+        }
+    }
+
     /// Feeds the tokens and compares.
     pub fn compare(&self, session: &mut Session) -> Difference {
         let mut found = Vec::with_capacity(self.logits.len());

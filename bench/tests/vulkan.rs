@@ -412,6 +412,8 @@ fn a_failed_allocation_names_what_it_was_for_and_what_would_help() {
     let mut told = Vec::new();
     for after in 0.. {
         match load(after) {
+            // What an import is compared through: without it weights are copied.
+            Ok(()) if after == 0 => {}
             Ok(()) => break,
             Err(error) => told.push(error.to_string()),
         }

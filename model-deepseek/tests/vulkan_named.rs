@@ -17,7 +17,11 @@ use model_deepseek::{
     placement::{Fit, GpuLayers, Override},
 };
 use placing::Crossed;
-use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Tokens fed in one step, and one by one.
 const BATCHES: [usize; 2] = [512, 1];
@@ -30,15 +34,23 @@ struct Case {
     name: &'static str,
     file: PathBuf,
     reference: Reference,
+    /// That of half of the tokens, which will do where they come one by one.
+    half: Reference,
+}
+
+impl Case {
+    fn new(name: &'static str, file: PathBuf, reference: &Path) -> Self {
+        let reference = Reference::read(reference);
+        Case { name, file, half: reference.first(reference.tokens.len() / 2), reference }
+    }
 }
 
 fn cases() -> Vec<Case> {
-    let reference = Reference::read(&testdata().join("austen-q4_k_m.json"));
-    let mut cases = vec![Case { name: "austen-q4_k_m", file: embedded(), reference }];
+    let mut cases = vec![Case::new("austen-q4_k_m", embedded(), &testdata().join("austen-q4_k_m.json"))];
     if let Some(models) = shared_models() {
         for name in ["austen-f16", "austen-q8_0", "shapes/v2lite-like-f16", "shapes/v3-like-f16"] {
-            let reference = Reference::read(&models.join(format!("{name}.json")));
-            cases.push(Case { name, file: models.join(format!("{name}.gguf")), reference });
+            let file = |kind: &str| models.join(format!("{name}.{kind}"));
+            cases.push(Case::new(name, file("gguf"), &file("json")));
         }
     }
     cases
@@ -139,10 +151,10 @@ fn exact_arithmetic_gives_the_float64_references_and_crosses_as_planned() {
         for case in cases() {
             let model = open(&case.file);
             for (name, devices, said) in placements(&vulkan).into_iter().take(only) {
-                for batch in BATCHES {
+                for (batch, reference) in BATCHES.into_iter().zip([&case.reference, &case.half]) {
                     let options = Options { context: context(&case), batch, ..exact() };
                     let (plans, mut session) = load(&model, &devices, &said, &options);
-                    let (found, [seen, planned]) = feed(&case.reference, &mut session, &plans, batch);
+                    let (found, [seen, planned]) = feed(reference, &mut session, &plans, batch);
                     let what = format!("{} {name}, {batch} at once, {class:?}", case.name);
                     assert!(found.nmse <= 2e-6, "{what}: {found:?}");
                     assert_eq!(seen, planned, "{what}");
@@ -162,10 +174,8 @@ fn default_arithmetic_is_as_near_as_on_the_cpu() {
     for case in cases() {
         let model = open(&case.file);
         let bound = 1.2 * case.reference.llama_median.expect("llama.cpp's figure");
-        // One by one, half of the tokens will do.
-        let half = case.reference.first(case.reference.tokens.len() / 2);
         for (name, devices, said) in placements(&vulkan) {
-            for (batch, reference) in BATCHES.into_iter().zip([&case.reference, &half]) {
+            for (batch, reference) in BATCHES.into_iter().zip([&case.reference, &case.half]) {
                 let options =
                     Options { context: context(&case), batch, cache: CacheType::F32, ..Options::default() };
                 let (plans, mut session) = load(&model, &devices, &said, &options);

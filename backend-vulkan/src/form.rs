@@ -96,31 +96,29 @@ impl Source {
         self.sizes.iter().copied().find(|size| size.holds(step)).unwrap_or(self.desc.capacity)
     }
 
-    /// Bytes of memory for what is used within a run that the program wants, in whatever form.
-    pub(crate) fn scratch(&self, context: &Context) -> Result<u64, DeviceError> {
-        let mut most = 0;
+    /// Bytes for partial results and for lists, that are enough for every form.
+    pub(crate) fn scratch(&self, context: &Context) -> Result<[u64; 2], DeviceError> {
+        let mut most = [0; 2];
         for capacity in &self.sizes {
             let lowering = self.lowered(context, *capacity, Scratch::default())?;
-            most = most.max(lowering.partials + lowering.lists);
+            most = [most[0].max(lowering.partials), most[1].max(lowering.lists)];
         }
         Ok(most)
     }
 }
 
 impl Form {
-    /// `scratch` is the address of memory for what is used within a run. Command buffers are of `pool`.
+    /// Command buffers are of `pool`.
     pub(crate) fn new(
         context: &Arc<Context>,
         source: &Source,
         capacity: Capacity,
-        scratch: u64,
+        scratch: Scratch,
         pool: vk::CommandPool,
     ) -> Result<Self, DeviceError> {
         let Source { tuning, step, .. } = source;
         let named = |what: &str| format!("{what} of program {}", source.desc.name);
-        let at = Scratch { address: scratch, partials: 0 };
-        let partials = source.lowered(context, capacity, at)?.partials;
-        let pieces = source.lowered(context, capacity, Scratch { partials, ..at })?.pieces;
+        let pieces = source.lowered(context, capacity, scratch)?.pieces;
         let launches = schedule(pieces, &capacity);
         debug_assert_eq!(
             unordered(&launches, &capacity),

@@ -150,8 +150,8 @@ pub(crate) struct Lowering<'a> {
     pub step: u64,
     pub ropes: &'a [RopeTable],
     pub pieces: Vec<Piece>,
-    /// The program's own memory: partial results of attention, which every layer uses anew, then lists. Where it lies
-    /// and how long its first part is are known from a first pass.
+    /// Memory for partial results of attention, which every layer uses anew, then lists. Where it lies and how long its
+    /// first part is are known from a first pass.
     pub scratch: Scratch,
     /// Bytes of both parts so far.
     pub partials: u64,
@@ -160,7 +160,7 @@ pub(crate) struct Lowering<'a> {
     groups: Vec<Grouped>,
 }
 
-/// Where a program's own memory lies.
+/// Where the memory for what is used within a run lies.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Scratch {
     pub address: u64,

@@ -4,7 +4,7 @@ use crate::{
     carry::Down,
     context::{Context, lock},
     form::{Form, Source},
-    lower::{self, RopeTable},
+    lower::{self, RopeTable, Scratch},
     memory::{Bytes, Memory, VulkanBuffer},
     staging::Staging,
     tuning::Tuning,
@@ -26,8 +26,9 @@ pub(crate) struct VulkanProgram {
     forms: Vec<Form>,
     /// The step's numbers, and tables of positions.
     step: Memory,
-    /// For partial results, and lists.
-    scratch: Option<Arc<Memory>>,
+    scratch: Scratch,
+    /// Where that is, if there is any.
+    _shared: Option<Arc<Memory>>,
     /// The submission that last used any of this.
     last: u64,
     /// What is read after it has run.
@@ -82,10 +83,12 @@ impl VulkanProgram {
             ropes,
             desc: program,
         };
-        let scratch = match source.scratch(context)? {
+        let [partials, lists] = source.scratch(context)?;
+        let shared = match partials + lists {
             0 => None,
             bytes => Some(context.scratch(bytes as usize)?),
         };
+        let address = shared.as_ref().map_or(0, |memory| memory.address());
         let results = results(context, &source.desc).map_err(|problem| source.fault(context, &problem))?;
         if !results.is_empty() {
             lock(staging).expects_reads();
@@ -101,7 +104,8 @@ impl VulkanProgram {
             source,
             forms: Vec::new(),
             step,
-            scratch,
+            scratch: Scratch { address, partials },
+            _shared: shared,
             last: 0,
             down: Arc::new(Mutex::new(down(commands))),
             staging: Arc::clone(staging),
@@ -130,8 +134,7 @@ impl VulkanProgram {
         if let Some(known) = self.forms.iter().position(|form| form.capacity == capacity) {
             return Ok(known);
         }
-        let scratch = self.scratch.as_ref().map_or(0, |memory| memory.address());
-        self.forms.push(Form::new(&self.context, &self.source, capacity, scratch, self.pool)?);
+        self.forms.push(Form::new(&self.context, &self.source, capacity, self.scratch, self.pool)?);
         Ok(self.forms.len() - 1)
     }
 

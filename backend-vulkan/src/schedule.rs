@@ -172,22 +172,19 @@ fn launch(pieces: &[Piece], taken: &[usize]) -> Launch {
 /// Two operations that clash and come in the other order, or without a barrier between them: found the slow way, from the
 /// dispatches alone.
 pub(crate) fn unordered(launches: &[Launch], capacity: &Capacity) -> Option<(usize, usize)> {
-    let touches = |(number, launch): (usize, &Launch)| {
-        let all: Vec<_> =
-            launch.accesses.iter().map(|(op, accesses)| (number, *op, accesses.clone())).collect();
-        all
-    };
-    let all: Vec<(usize, usize, Vec<Access>)> = launches.iter().enumerate().flat_map(touches).collect();
-    let ordered = |earlier: &(usize, usize, Vec<Access>), later: &(usize, usize, Vec<Access>)| {
+    let mut all: Vec<(usize, usize, &[Access])> = Vec::new();
+    for (number, launch) in launches.iter().enumerate() {
+        all.extend(launch.accesses.iter().map(|(op, own)| (number, *op, own.as_slice())));
+    }
+    let ordered = |earlier: &(usize, usize, &[Access]), later: &(usize, usize, &[Access])| {
         let waits = launches[earlier.0 + 1..=later.0].iter().any(|launch| launch.waits);
-        let one_row = |extent: &Extent| is_one_row(extent, capacity);
         let chained = match &launches[later.0].task {
             Task::Rows { extent, .. } => {
-                earlier.0 == later.0 && chains(&earlier.2, &later.2, one_row(extent))
+                earlier.0 == later.0 && chains(earlier.2, later.2, is_one_row(extent, capacity))
             }
             _ => false,
         };
-        !conflict(&earlier.2, &later.2) || (earlier.1 <= later.1 && (waits || chained))
+        !conflict(earlier.2, later.2) || (earlier.1 <= later.1 && (waits || chained))
     };
     for (index, later) in all.iter().enumerate() {
         if let Some(earlier) = all[..index].iter().find(|earlier| !ordered(earlier, later)) {

@@ -32,6 +32,13 @@ fn encoded(dtype: DType, rows: usize) -> Vec<u8> {
     bytes
 }
 
+fn weights(device: &dyn Device) -> BufferRef {
+    let bytes = encoded(DType::Q4_K, M);
+    let weights = device.allocate(&request("weights", bytes.len(), BufferUsage::Weights)).expect("room");
+    device.write(&weights, 0, &bytes).expect("written");
+    weights
+}
+
 /// `y = W x`, and `z = y + y` after it.
 fn product(device: &dyn Device, weights: BufferRef, scratch: BufferRef, rows: usize) -> Box<dyn Program> {
     compile(device, weights, scratch, rows, rows, 0).expect("a program")
@@ -168,9 +175,7 @@ fn small_copies_take_no_submission() {
     else {
         return;
     };
-    let bytes = encoded(DType::Q4_K, M);
-    let weights = device.allocate(&request("weights", bytes.len(), BufferUsage::Weights)).expect("room");
-    device.write(&weights, 0, &bytes).expect("written");
+    let weights = weights(&device);
     let scratch = scratch(&device, 1);
     let programs = [0, 1].map(|_| product(&device, weights.clone(), scratch.clone(), 1));
     let [mut program, mut other] = programs;
@@ -284,9 +289,7 @@ fn a_long_prefill_is_cut_and_a_decode_step_is_not() {
 }
 
 fn a_long_prefill_is_cut(device: &VulkanDevice) {
-    let bytes = encoded(DType::Q4_K, M);
-    let weights = device.allocate(&request("w", bytes.len(), BufferUsage::Weights)).expect("room");
-    device.write(&weights, 0, &bytes).expect("written");
+    let weights = weights(device);
     let many = 200_000;
     let large = scratch(device, many);
     let step = Step { rows: 1, past: 0, outputs: 1 };
@@ -523,9 +526,7 @@ fn a_submission_that_fails_leaves_the_device_as_it_was() {
 }
 
 fn a_submission_that_fails(device: &VulkanDevice) {
-    let bytes = encoded(DType::Q4_K, M);
-    let weights = device.allocate(&request("w", bytes.len(), BufferUsage::Weights)).expect("room");
-    device.write(&weights, 0, &bytes).expect("written");
+    let weights = weights(device);
     let rows = 64;
     let scratch = scratch(device, rows);
     let mut program = product(device, weights, scratch.clone(), rows);

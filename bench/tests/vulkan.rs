@@ -185,7 +185,7 @@ fn each_arithmetic_of_gpus_is_as_near_as_on_the_cpu() {
             let expected = npy::read(&case.reference.with_file_name(reference["logits"].as_str().unwrap()));
             let options =
                 Options { context: Some(tokens.len()), cache: CacheType::F32, ..Options::default() };
-            let mut session = session(case.model.to_str().unwrap(), &device, false, &options);
+            let mut session = session(case.model.to_str().unwrap(), &device, false, &options).unwrap();
             let mut found = Vec::new();
             let mut each = |_, logits: &[f32]| found.extend_from_slice(logits);
             // A few tokens, some and many: three forms of a program.
@@ -350,7 +350,12 @@ fn a_damaged_pipeline_cache_is_told_and_made_anew() {
 }
 
 /// With all layers on a device, and with caches there or on the host.
-fn session(model: &str, device: &Arc<VulkanDevice>, host_caches: bool, options: &Options) -> Session {
+fn session(
+    model: &str,
+    device: &Arc<VulkanDevice>,
+    host_caches: bool,
+    options: &Options,
+) -> Result<Session, model_deepseek::Error> {
     let cpu = backend_cpu::CpuDevice::new(backend_cpu::CpuOptions::default()).unwrap();
     let vulkan: Arc<dyn Device> = Arc::<VulkanDevice>::clone(device);
     let devices = Devices::new(vec![vulkan, Arc::new(cpu)]);
@@ -362,7 +367,7 @@ fn session(model: &str, device: &Arc<VulkanDevice>, host_caches: bool, options: 
         ..PlacementOptions::default()
     };
     let plans = said.place(&model, &devices, options).unwrap().plans;
-    Engine::load(&model, &devices, plans, &mut |_| ()).unwrap().session().unwrap()
+    Engine::load(&model, &devices, plans, &mut |_| ())?.session()
 }
 
 #[test]
@@ -372,7 +377,7 @@ fn a_session_outlives_the_device_where_its_caches_are_on_the_host() {
     for (device, host_caches) in [(first, true), (second, false)] {
         let device = Arc::new(device);
         let options = Options { context: Some(64), ..Options::default() };
-        let mut session = session(&austen(), &device, host_caches, &options);
+        let mut session = session(&austen(), &device, host_caches, &options).unwrap();
         session.go_on_without_lost_devices({
             let told = Arc::clone(&told);
             move |error| told.lock().unwrap().push(error.to_string())
@@ -399,22 +404,13 @@ fn a_session_outlives_the_device_where_its_caches_are_on_the_host() {
 fn a_failed_allocation_names_what_it_was_for_and_what_would_help() {
     let Some(device) = vulkan() else { return };
     let device = Arc::new(device);
-    let load = |after: usize| {
-        device.fail(DriverCall::Allocate, after, Failure::OutOfMemory);
-        let cpu = backend_cpu::CpuDevice::new(backend_cpu::CpuOptions::default()).unwrap();
-        let vulkan: Arc<dyn Device> = Arc::<VulkanDevice>::clone(&device);
-        let devices = Devices::new(vec![vulkan, Arc::new(cpu)]);
-        let model = Arc::new(Model::open(austen().as_ref()).unwrap());
-        let said = PlacementOptions { gpu_layers: Some(GpuLayers::All), ..PlacementOptions::default() };
-        let plans = said.place(&model, &devices, &Options::default()).unwrap().plans;
-        Engine::load(&model, &devices, plans, &mut |_| ()).and_then(|engine| engine.session().map(|_| ()))
-    };
     let mut told = Vec::new();
     for after in 0.. {
-        match load(after) {
+        device.fail(DriverCall::Allocate, after, Failure::OutOfMemory);
+        match session(&austen(), &device, false, &Options::default()) {
             // What an import is compared through: without it weights are copied.
-            Ok(()) if after == 0 => {}
-            Ok(()) => break,
+            Ok(_) if after == 0 => {}
+            Ok(_) => break,
             Err(error) => told.push(error.to_string()),
         }
     }

@@ -92,26 +92,21 @@ impl<'a> Linker<'a> {
         let nodes = &self.plan.order[split.nodes.clone()];
         let is_own = |producer: Option<NodeIndex>| producer.is_some_and(|node| nodes.contains(&node));
         let mut results = Vec::new();
+        // What several read is brought once.
+        let mut add = |result: Option<ProgramResult>| {
+            results.extend(result.filter(|result| !results.contains(result)));
+        };
         for (index, transfer) in self.plan.transfers.iter().enumerate() {
             if transfer.from == split.device && is_own(transfer.producer) {
-                let source = self.source(index)?;
-                results.extend(source.and_then(|source| program.result(source, &transfer.span)));
+                add(self.source(index)?.and_then(|source| program.result(source, &transfer.span)));
             }
         }
         for info in graph.outputs().iter().map(|(_, value)| graph.info(*value)) {
             if is_own(info.producer) {
-                let home = self.home(info.storage);
                 let span = Span::of(info, StorageKind::Activation);
-                results.extend(home.and_then(|(_, place)| program.result(place, &span)));
+                add(self.home(info.storage).and_then(|(_, place)| program.result(place, &span)));
             }
         }
-        // What several read is brought once.
-        let all = std::mem::take(&mut results);
-        all.into_iter().for_each(|result| {
-            if !results.contains(&result) {
-                results.push(result);
-            }
-        });
         Ok(results)
     }
 
@@ -234,8 +229,7 @@ impl<'a> Assembly<'a> {
     /// Bytes at a place of a buffer that the program uses. Those of caches are not told: there are too many of them to come
     /// along, where they cross at all.
     fn result(&self, placed: Placed, span: &Span) -> Option<ProgramResult> {
-        let address = Arc::as_ptr(&placed.buffer).cast::<()>() as usize;
-        let buffer = *self.known_buffers.get(&address)?;
+        let buffer = *self.known_buffers.get(&address_of(&placed.buffer))?;
         let extent = match span.count {
             Count::One => Extent::Fixed(1),
             Count::Rows => Extent::Rows,
@@ -251,9 +245,8 @@ impl<'a> Assembly<'a> {
             return Ok(index);
         }
         let Placed { buffer, offset } = self.linker.find(value, self.device)?;
-        let address = Arc::as_ptr(&buffer).cast::<()>() as usize;
         let buffers = &mut self.buffers;
-        let buffer = *self.known_buffers.entry(address).or_insert_with(|| {
+        let buffer = *self.known_buffers.entry(address_of(&buffer)).or_insert_with(|| {
             buffers.push(buffer);
             buffers.len() - 1
         });
@@ -262,4 +255,9 @@ impl<'a> Assembly<'a> {
         self.known_values.insert(value, self.values.len() - 1);
         Ok(self.values.len() - 1)
     }
+}
+
+/// What tells buffers apart.
+fn address_of(buffer: &BufferRef) -> usize {
+    Arc::as_ptr(buffer).cast::<()>() as usize
 }

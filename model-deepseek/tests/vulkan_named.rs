@@ -13,7 +13,7 @@ use backend_vulkan::{DeviceClass, VulkanDevice, VulkanOptions};
 use common::{Difference, Reference, embedded, exact, open, shared_models, testdata};
 use graph::{Devices, Traffic};
 use model_deepseek::{
-    CacheType, Engine, Model, Options, PlacementOptions, Plans, Sampler, Session, Wanted,
+    CacheType, Engine, Model, Options, PlacementOptions, Plans, Sampler, Session,
     placement::{Fit, GpuLayers, Override},
 };
 use placing::Crossed;
@@ -125,9 +125,7 @@ fn feed(
 ) -> (Difference, [Traffic; 2]) {
     let Reference { tokens, rows, logits, .. } = reference;
     let mut seen = Crossed::default();
-    let mut found = Vec::with_capacity(logits.len());
-    let mut each = |_, logits: &[f32]| found.extend_from_slice(logits);
-    session.feed_with(tokens, Wanted::Rows(rows), &mut each, &mut seen).unwrap();
+    let found = reference.feed(session, &mut seen);
     let mut planned = Traffic::default();
     for past in (0..tokens.len()).step_by(batch) {
         let end = tokens.len().min(past + batch);
@@ -135,8 +133,7 @@ fn feed(
         let plan = if end - past == 1 { &plans.decode } else { &plans.prefill };
         planned += plan.traffic(&backend_api::Step { rows: end - past, past, outputs });
     }
-    let difference = Difference::of(logits, &found, logits.len() / rows.len());
-    (difference, [seen.0, planned])
+    (reference.difference(logits, &found), [seen.0, planned])
 }
 
 fn context(case: &Case) -> Option<usize> {
@@ -196,20 +193,11 @@ fn each_cache_gives_the_logits_of_the_cpu() {
             let model = open(&case.file);
             for cache in [CacheType::F16, CacheType::Q8_0] {
                 let options = Options { context: context(&case), cache, ..exact() };
-                let logits = |session: &mut Session| {
-                    let mut all = Vec::new();
-                    let mut each = |_, logits: &[f32]| all.extend_from_slice(logits);
-                    let rows = Wanted::Rows(&case.reference.rows);
-                    session
-                        .feed_with(&case.reference.tokens, rows, &mut each, &mut backend_api::Discard)
-                        .unwrap();
-                    all
-                };
-                let expected = logits(&mut common::engine(&model, &options).session().unwrap());
+                let logits = |mut session| case.reference.feed(&mut session, &mut backend_api::Discard);
+                let expected = logits(common::engine(&model, &options).session().unwrap());
                 let (_, devices, said) = placements(&vulkan).swap_remove(0);
-                let found = logits(&mut load(&model, &devices, &said, &options).1);
-                let vocabulary = expected.len() / case.reference.rows.len();
-                let found = Difference::of(&expected, &found, vocabulary);
+                let found = logits(load(&model, &devices, &said, &options).1);
+                let found = case.reference.difference(&expected, &found);
                 println!("{} {cache:?} {class:?}: {:.1e}", case.name, found.median_row_nmse);
                 assert!(found.median_row_nmse <= 1e-5, "{} {cache:?} {class:?}: {found:?}", case.name);
             }

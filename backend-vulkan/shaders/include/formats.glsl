@@ -417,7 +417,8 @@ struct Units {
     float d;
 };
 
-// 16 bytes of `COUNT` times so many from an address that is a multiple of 2, given the words of eight around them.
+// `COUNT` times 16 bytes, neighbours, from an address that is a multiple of 2: where loads are wide, what lies between two of
+// them is loaded once.
 #define LOAD_16S(COUNT, TO, ADDRESS) \
     { \
         const uint64_t from = ADDRESS; \

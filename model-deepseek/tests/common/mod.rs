@@ -94,14 +94,22 @@ impl Reference {
         }
     }
 
-    /// Feeds the tokens and compares.
-    pub fn compare(&self, session: &mut Session) -> Difference {
+    /// Feeds the tokens; the logits of the rows.
+    pub fn feed(&self, session: &mut Session, observer: &mut dyn graph::StepObserver) -> Vec<f32> {
         let mut found = Vec::with_capacity(self.logits.len());
         let mut each = |_, logits: &[f32]| found.extend_from_slice(logits);
-        session
-            .feed_with(&self.tokens, Wanted::Rows(&self.rows), &mut each, &mut backend_api::Discard)
-            .unwrap();
-        Difference::of(&self.logits, &found, self.logits.len() / self.rows.len())
+        session.feed_with(&self.tokens, Wanted::Rows(&self.rows), &mut each, observer).unwrap();
+        found
+    }
+
+    /// How logits of the rows compare with those of a reference.
+    pub fn difference(&self, reference: &[f32], found: &[f32]) -> Difference {
+        Difference::of(reference, found, self.logits.len() / self.rows.len())
+    }
+
+    /// Feeds the tokens and compares.
+    pub fn compare(&self, session: &mut Session) -> Difference {
+        self.difference(&self.logits, &self.feed(session, &mut backend_api::Discard))
     }
 }
 

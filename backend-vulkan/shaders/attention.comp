@@ -66,7 +66,7 @@ void scores(uint first, uint last) {
         }
         [[unroll]] for (uint i = 0; i < 32; i++) {
             [[unroll]] for (uint h = 0; h < HEADS; h++) {
-                const float q = subgroupBroadcast(own[2 * h + i / 16][i % 2], i % 16 / 2);
+                const float q = subgroupShuffle(own[2 * h + i / 16][i % 2], i % 16 / 2);
                 [[unroll]] for (uint v = 0; v < VECTORS; v++) {
                     part[h * VECTORS + v] = fma(u[v].level[i], q, part[h * VECTORS + v]);
                 }
@@ -162,7 +162,7 @@ void attend(uint row, uint first_head, uint chunk) {
                     const uint64_t at = push.cache + uint64_t(first + block + i) * push.cache_row;
                     float w[HEADS];
                     [[unroll]] for (uint h = 0; h < HEADS; h++) {
-                        w[h] = subgroupBroadcast(own[h], i);
+                        w[h] = subgroupShuffle(own[h], i);
                     }
                     [[unroll]] for (uint e = 0; e < ELEMENTS; e += 4) {
                         const vec4 v = four_values(at, element(e), push.latent, FOURS != 0);

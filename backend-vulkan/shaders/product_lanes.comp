@@ -1,9 +1,10 @@
 #version 460
-// Matrix products, a subgroup each: every lane has rows of weights of its own, and activations are handed round by
-// broadcasts, so that nothing is loaded twice and nothing waits for a barrier. Best where subgroups are narrow.
+// Matrix products, a subgroup each: every lane has rows of weights of its own, and activations are handed round, so that
+// nothing is loaded twice and nothing waits for a barrier. Best where subgroups are narrow, as where shaders run on the CPU.
 
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
+#define MOST_ROWS 8
 #include "formats.glsl"
 
 // Invocations of a subgroup.
@@ -15,6 +16,10 @@ layout(constant_id = 1) const uint VECTORS = 4;
 layout(constant_id = 2) const uint COLUMNS = 1;
 
 const uint GROUP_ROWS = VECTORS * SUBGROUP;
+
+// Of those, as many as there are registers for.
+const uint SOME_VECTORS = VECTORS < 4 ? VECTORS : 4;
+const uint SOME_COLUMNS = COLUMNS < 4 ? COLUMNS : 4;
 
 #include "product.glsl"
 
@@ -32,7 +37,7 @@ void multiply(ProductJob job, Tile tile, uint first_row) {
         x[c] = column_x(job, tile, column);
         y[c] = column_y(job, tile, column);
     }
-    uint64_t row[VECTORS];
+    uint64_t row[MOST_ROWS];
     float sum[VECTORS * COLUMNS];
     [[unroll]] for (uint v = 0; v < VECTORS; v++) {
         row[v] = weight_row(job, tile, first_row + v * SUBGROUP + lane);
@@ -40,59 +45,55 @@ void multiply(ProductJob job, Tile tile, uint first_row) {
     [[unroll]] for (uint i = 0; i < VECTORS * COLUMNS; i++) {
         sum[i] = 0.0;
     }
+    // Loops that say so stay loops: what is longer than an instruction cache holds is read anew for each unit.
     const uint units = (job.k + 31) / 32;
-    for (uint unit = 0; unit < units; unit += UNITS) {
-        Units loaded[VECTORS];
-        [[unroll]] for (uint v = 0; v < VECTORS; v++) {
-            loaded[v] = load_units(row[v], unit, job.k);
-        }
-        [[unroll]] for (uint number = 0; number < UNITS; number++) {
-            const uint start = unit_start(unit + number) + 2 * (lane % LANES);
-            // Of column c and run r, the lane's two values.
-            vec2 own[2 * COLUMNS];
-            [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-                [[unroll]] for (uint r = 0; r < 2; r++) {
-                    own[2 * c + r] = two_floats(x[c], start + r * RUN_DISTANCE, job.k, PAIRS != 0, PLAIN != 0);
-                }
-            }
-            Unit u[VECTORS];
-            [[unroll]] for (uint v = 0; v < VECTORS; v++) {
-                u[v] = unit_at(loaded[v], number);
-            }
-            [[unroll]] for (uint r = 0; r < 2; r++) {
-                float part[VECTORS * COLUMNS];
-                [[unroll]] for (uint i = 0; i < VECTORS * COLUMNS; i++) {
-                    part[i] = 0.0;
-                }
-#if HAS_OFFSET
-                // What the values add up to.
+    for (uint first = 0; first < units; first += HEAD_UNITS) {
+        Head head[MOST_ROWS];
+        load_heads(row, VECTORS, first, true, head);
+        [[dont_unroll]] for (uint unit = first; unit < first + HEAD_UNITS; unit++) {
+            const uint start = unit_start(unit) + 2 * (lane % LANES);
+            Packed packed[MOST_ROWS];
+            packed_of(head, VECTORS, unit, job.k, packed);
+            [[dont_unroll]] for (uint r = 0; r < 2; r++) {
+                // Of each column the lane's two values, and what all lanes' add up to.
+                vec2 own[COLUMNS];
                 float total[COLUMNS];
                 [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-                    total[c] = 0.0;
-                }
-#endif
-                [[unroll]] for (uint i = 0; i < 16; i++) {
-                    [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-                        const float value = subgroupBroadcast(own[2 * c + r][i % 2], i / 2);
+                    own[c] = two_floats(x[c], start + r * RUN_DISTANCE, job.k, PAIRS != 0, PLAIN != 0);
 #if HAS_OFFSET
-                        total[c] += value;
+                    total[c] = own[c].x + own[c].y;
+                    [[unroll]] for (uint i = 0; i < 3; i++) {
+                        total[c] += subgroupShuffleXor(total[c], 1 << i);
+                    }
 #endif
-                        [[unroll]] for (uint v = 0; v < VECTORS; v++) {
-                            part[v * COLUMNS + c] = fma(u[v].level[16 * r + i], value, part[v * COLUMNS + c]);
+                }
+                Run run[MOST_ROWS];
+                runs_of(packed, VECTORS, r, run);
+                float part[VECTORS * COLUMNS];
+                [[unroll]] for (uint cs = 0; cs < COLUMNS / SOME_COLUMNS; cs++) {
+                    [[unroll]] for (uint vs = 0; vs < VECTORS / SOME_VECTORS; vs++) {
+                        [[unroll]] for (uint i = 0; i < 16; i++) {
+                            [[unroll]] for (uint cc = 0; cc < SOME_COLUMNS; cc++) {
+                                const uint c = SOME_COLUMNS * cs + cc;
+                                const float value = subgroupShuffle(own[c][i % 2], i / 2);
+                                [[unroll]] for (uint vv = 0; vv < SOME_VECTORS; vv++) {
+                                    const uint v = SOME_VECTORS * vs + vv, to = v * COLUMNS + c;
+                                    part[to] = i == 0 ? run[v].level[i] * value : fma(run[v].level[i], value, part[to]);
+                                }
+                            }
                         }
                     }
                 }
                 [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
                     [[unroll]] for (uint v = 0; v < VECTORS; v++) {
-                        const vec2 scale = r == 0 ? u[v].first : u[v].second;
                         const uint i = v * COLUMNS + c;
 #if PLAIN
                         sum[i] += part[i];
 #else
-                        sum[i] = fma(scale.x, part[i], sum[i]);
+                        sum[i] = fma(run[v].scale.x, part[i], sum[i]);
 #endif
 #if HAS_OFFSET
-                        sum[i] = fma(scale.y, total[c], sum[i]);
+                        sum[i] = fma(run[v].scale.y, total[c], sum[i]);
 #endif
                     }
                 }

@@ -4,7 +4,6 @@
 // short, some of a subgroup's lanes have rows of their own. Best where memory is what takes the time.
 
 #extension GL_GOOGLE_include_directive : require
-#extension GL_KHR_shader_subgroup_shuffle : require
 #include "common.glsl"
 #include "formats.glsl"
 

@@ -235,7 +235,7 @@ impl Tensor {
         self.is_aligned(4 * values as usize) && self.width().is_multiple_of(values)
     }
 
-    /// Whether weights may be loaded eight bytes at a time: see `WIDE` in `formats.glsl`.
+    /// Whether weights may be loaded eight bytes at a time: see `WIDE` in `loads.glsl`.
     fn loads_wide(&self) -> bool {
         match self.desc.dtype {
             DType::F32 => self.together(2),

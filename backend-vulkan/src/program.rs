@@ -119,12 +119,13 @@ impl VulkanProgram {
     /// Takes all forms of a token's program, and those for the start of a context of any other. Deeper ones of these use the
     /// same pipelines; they come as a prompt gets there.
     fn take_forms(&mut self) -> Result<(), DeviceError> {
-        let mut rows = 0;
+        let mut before = None;
         for capacity in self.source.sizes.clone() {
-            if capacity.rows == 1 || capacity.rows != rows {
+            let kind = Some((capacity.rows, capacity.outputs));
+            if capacity.rows == 1 || kind != before {
                 self.take_form(capacity)?;
             }
-            rows = capacity.rows;
+            before = kind;
         }
         Ok(())
     }

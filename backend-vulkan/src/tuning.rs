@@ -188,9 +188,12 @@ impl Tuning {
             depths.take_while(|depth| *depth < full.kv_len).chain([full.kv_len]).collect();
         let mut sizes = Vec::new();
         for rows in few.chain([full.rows]) {
-            let outputs = full.outputs.min(rows);
-            let deep = depths.iter().filter(|depth| **depth >= rows);
-            sizes.extend(deep.map(|&kv_len| Capacity { rows, outputs, kv_len }));
+            // Of a prompt often only the last row's logits are wanted, which are a token's product.
+            let most = full.outputs.min(rows);
+            for outputs in (most > 1).then_some(1).into_iter().chain([most]) {
+                let deep = depths.iter().filter(|depth| **depth >= rows);
+                sizes.extend(deep.map(|&kv_len| Capacity { rows, outputs, kv_len }));
+            }
         }
         // More outputs than rows are no step of a model, but may be asked for.
         sizes.push(*full);
@@ -210,7 +213,8 @@ impl Tuning {
             0..=1 => 1,
             2 => 2,
             3..=7 => 4,
-            _ if columns <= FEW_COLUMNS || self.class == DeviceClass::Software => 4,
+            _ if self.class == DeviceClass::Software => 8,
+            FEW_COLUMNS => 4,
             _ => {
                 // Not more than half empty, and no narrow ones where there are many columns.
                 let suits = |tile: &Tile| {
@@ -242,7 +246,9 @@ impl Tuning {
     ) -> ProductShape {
         if self.class == DeviceClass::Software {
             let lanes = rows as u32 / self.subgroup;
-            let vectors = (lanes / (4 * self.product_groups)).clamp(1, 4).next_power_of_two();
+            // Loads of so many rows take turns; a single column leaves less to do between them.
+            let most = if columns == 1 { 4 } else { 8 };
+            let vectors = (lanes / (4 * self.product_groups)).clamp(1, most).next_power_of_two();
             return ProductShape {
                 kernel: "lanes",
                 constants: vec![self.subgroup, vectors, columns],
@@ -552,19 +558,20 @@ mod tests {
         let full = Capacity { rows: 512, outputs: 512, kv_len: 20_000 };
         let sizes = tuning(DeviceClass::Gpu, 32, 32 << 10).sizes(&full);
         let numbers = |size: &Capacity| (size.rows, size.outputs, size.kv_len);
-        let deep = |rows| [4096, 16_384, 20_000].map(|kv_len| (rows, rows, kv_len));
-        assert_eq!(sizes.iter().map(numbers).collect::<Vec<_>>(), [8, 64, 512].map(deep).concat());
+        let deep = |(rows, outputs)| [4096, 16_384, 20_000].map(|kv_len| (rows, outputs, kv_len));
+        let kinds = [(8, 1), (8, 8), (64, 1), (64, 64), (512, 1), (512, 512)];
+        assert_eq!(sizes.iter().map(numbers).collect::<Vec<_>>(), kinds.map(deep).concat());
         let step = |rows, past, outputs| Step { rows, past, outputs };
         let of = |step: Step| sizes.iter().find(|size| size.holds(&step)).map(numbers);
-        assert_eq!(of(step(5, 0, 1)), Some((8, 8, 4096)));
+        assert_eq!(of(step(5, 0, 1)), Some((8, 1, 4096)));
         assert_eq!(of(step(9, 4088, 9)), Some((64, 64, 16_384)));
-        assert_eq!(of(step(1, 19_999, 0)), Some((8, 8, 20_000)));
+        assert_eq!(of(step(1, 19_999, 0)), Some((8, 1, 20_000)));
         assert_eq!(of(full.full_step()), Some((512, 512, 20_000)));
         // More outputs than rows, as no model has.
         assert_eq!(of(step(3, 0, 400)), Some((512, 512, 4096)));
         let one = Capacity { rows: 1, outputs: 3, kv_len: 4096 };
         let sizes = tuning(DeviceClass::Software, 8, 32 << 10).sizes(&one);
         assert_eq!(sizes.last(), Some(&one));
-        assert_eq!(tuning(DeviceClass::Software, 8, 32 << 10).sizes(&full).len(), 3);
+        assert_eq!(tuning(DeviceClass::Software, 8, 32 << 10).sizes(&full).len(), 6);
     }
 }

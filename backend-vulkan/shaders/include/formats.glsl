@@ -1,8 +1,16 @@
 // Decoding weights. The format is chosen by FORMAT, a number of those below.
 //
 // The unit of work is 32 values of a row: two runs of 16 neighbours, the second RUN_DISTANCE values after the first, so
-// that both halves of the same bytes are used. A unit's values are `scale * level + offset`, with one scale and offset
-// for each run.
+// that both halves of the same bytes are used. A run's values are `scale.x * level + scale.y`.
+//
+// Decoding has steps, each for some rows at once: what HEAD_UNITS neighbouring units have in common is loaded (`load_heads`),
+// then what the runs of a unit have (`packed_of`), and of that a run's levels are made (`runs_of`). A kernel that has one
+// unit of a row at a time takes all steps at once (`load_unit`).
+
+// The most rows at once; a kernel may say more before this is included.
+#ifndef MOST_ROWS
+#define MOST_ROWS 1
+#endif
 
 #define F32 0
 #define F16 1
@@ -42,9 +50,15 @@
 #define RUN_DISTANCE 16
 #endif
 
+// 16 values of a row: levels, and a scale and an offset.
+struct Run {
+    float level[16];
+    vec2 scale;
+};
+
+// Both runs of a unit: their levels, and each one's scale and offset.
 struct Unit {
     float level[32];
-    // The first run's scale and offset, then the second's.
     vec2 first;
     vec2 second;
 };
@@ -55,77 +69,7 @@ uint unit_start(uint unit) {
     return (unit / per_pair) * (2 * RUN_DISTANCE) + (unit % per_pair) * 16;
 }
 
-// Whether weights are loaded eight bytes at a time, from addresses that are multiples of eight. Where shaders run on the
-// CPU a load costs the same whatever its width. The caller has seen to it that rows of plain formats, and those of blocks
-// that are multiples of eight bytes long, start at such addresses, and that rows of 16-bit formats are multiples of four
-// values long.
-layout(constant_id = 10) const uint WIDE = 0;
-
-const bool WIDE_LOADS = WIDE != 0;
-
-// Eight bytes from an address that is a multiple of 2, and 16.
-uvec2 load_8(uint64_t address) {
-    if (!WIDE_LOADS) {
-        Halves from = Halves(address);
-        return uvec2(
-            uint(from.at[0]) | (uint(from.at[1]) << 16), uint(from.at[2]) | (uint(from.at[3]) << 16)
-        );
-    }
-    // From the aligned ones around them; never from one that has none of the bytes.
-    const uint shift = 8 * (uint(address) & 7u);
-    const uint64_t low = Longs(address & ~uint64_t(7)).at[0];
-    const uint64_t high = Longs((address + 7) & ~uint64_t(7)).at[0];
-    return unpackUint2x32((low >> shift) | ((high << 1) << (63 - shift)));
-}
-
-uvec4 load_16(uint64_t address) {
-    if (!WIDE_LOADS) {
-        return uvec4(load_8(address), load_8(address + 8));
-    }
-    const uint shift = 8 * (uint(address) & 7u);
-    const uint64_t aligned = address & ~uint64_t(7);
-    const uint64_t low = Longs(aligned).at[0], middle = Longs(aligned).at[1];
-    const uint64_t high = Longs((address + 15) & ~uint64_t(7)).at[0];
-    return uvec4(
-        unpackUint2x32((low >> shift) | ((middle << 1) << (63 - shift))),
-        unpackUint2x32((middle >> shift) | ((high << 1) << (63 - shift)))
-    );
-}
-
-// 16 bytes from an address that is a multiple of 4, of 8 where loads are wide.
-uvec4 load_16_aligned(uint64_t address) {
-    if (WIDE_LOADS) {
-        Longs from = Longs(address);
-        return uvec4(unpackUint2x32(from.at[0]), unpackUint2x32(from.at[1]));
-    }
-    Words from = Words(address);
-    return uvec4(from.at[0], from.at[1], from.at[2], from.at[3]);
-}
-
-// 16 bytes of a block that is a multiple of four bytes long, but not of eight.
-uvec4 load_16_words(uint64_t address) {
-    if (WIDE_LOADS) {
-        return load_16(address);
-    }
-    return load_16_aligned(address);
-}
-
-uint half_word(uint64_t address, uint index) {
-    return uint(Halves(address).at[index]);
-}
-
-uint byte_at(uint64_t address, uint index) {
-    return (half_word(address, index / 2) >> (8 * (index % 2))) & 0xffu;
-}
-
-uint byte_of(uvec4 words, uint index) {
-    const uint word = index < 8 ? (index < 4 ? words.x : words.y) : (index < 12 ? words.z : words.w);
-    return (word >> (8 * (index & 3u))) & 0xffu;
-}
-
-uint bits_of(uvec4 words, uint i, uint shift, uint mask) {
-    return (words[i / 4] >> (8 * (i % 4) + shift)) & mask;
-}
+#include "loads.glsl"
 
 #if FORMAT == IQ4_NL || FORMAT == IQ4_XS
 // The table of 16 values, four to a word: -127, -104, -83, -65 | -49, -35, -22, -10 | 1, 13, 25, 38 | 53, 69, 89, 113.
@@ -135,337 +79,363 @@ float iq4_value(uint index) {
 }
 #endif
 
-#if FORMAT == Q4_K || FORMAT == Q5_K
-// The 6-bit scale and minimum of group `g`, of a block's first 16 bytes.
-vec2 k_scale_min(uvec4 head, uint g) {
-    uint scale, minimum;
-    if (g < 4) {
-        scale = byte_of(head, 4 + g) & 63u;
-        minimum = byte_of(head, 8 + g) & 63u;
-    } else {
-        const uint low = byte_of(head, 8 + g);
-        scale = (low & 15u) | ((byte_of(head, g) >> 6) << 4);
-        minimum = (low >> 4) | ((byte_of(head, 4 + g) >> 6) << 4);
-    }
-    return vec2(float(scale), float(minimum));
-}
-#endif
+// What the runs of a unit have.
+#if PLAIN
+struct Packed {
+    uint64_t row;
+    uint start;
+    uint k;
+};
 
-#if FORMAT == Q4_K
-// One of the units that share the scales and minima of a block's groups `2 * chunk` and the next.
-Unit unit_of(uvec4 words, vec2 first, vec2 second) {
-    Unit u;
-    u.first = first;
-    u.second = second;
-    [[unroll]] for (uint i = 0; i < 16; i++) {
-        u.level[i] = float(bits_of(words, i, 0, 15u));
-        u.level[16 + i] = float(bits_of(words, i, 4, 15u));
-    }
-    return u;
-}
-#elif FORMAT == Q6_K
-// One of the four units of half a block, with the 8-bit scales of its runs.
-Unit unit_of(uvec4 words, uvec4 high, uint shift, uvec2 scales, float d) {
-    Unit u;
-    [[unroll]] for (uint i = 0; i < 16; i++) {
-        u.level[i] = float(bits_of(words, i, 0, 15u) | (bits_of(high, i, shift, 3u) << 4));
-        u.level[16 + i] = float(bits_of(words, i, 4, 15u) | (bits_of(high, i, shift + 4, 3u) << 4));
-    }
-    const float one = d * float(bitfieldExtract(int(scales.x), 0, 8));
-    const float two = d * float(bitfieldExtract(int(scales.y), 0, 8));
-    u.first = vec2(one, -32.0 * one);
-    u.second = vec2(two, -32.0 * two);
-    return u;
-}
-#endif
-
-// Unit `unit` of the row of `k` values at `row`.
-Unit load_unit(uint64_t row, uint unit, uint k) {
-    Unit u;
-    u.first = vec2(1.0, 0.0);
-    u.second = vec2(1.0, 0.0);
+void runs_of(Packed packed[MOST_ROWS], uint rows, uint r, out Run run[MOST_ROWS]) {
+    const uint at_once = FORMAT == F32 ? 2 : 4;
+    [[unroll]] for (uint i = 0; i < 16; i += at_once) {
+        [[unroll]] for (uint v = 0; v < rows; v++) {
+            const uint64_t row = packed[v].row;
+            const uint at = packed[v].start + 16 * r + i, k = packed[v].k;
 #if FORMAT == F32
-    if (WIDE_LOADS) {
-        Longs from = Longs(row + uint64_t(unit) * 128);
-        [[unroll]] for (uint i = 0; i < 16; i++) {
-            uint64_t pair = 0;
-            if (32 * unit + 2 * i < k) {
-                pair = from.at[i];
+            const vec2 two = two_floats(row, at, k, WIDE_LOADS, true);
+            run[v].level[i] = two.x;
+            run[v].level[i + 1] = two.y;
+#else
+            uvec2 bits = uvec2(0);
+            if (WIDE_LOADS) {
+                if (at < k) {
+                    bits = unpackUint2x32(Longs(row).at[at / 4]);
+                }
+            } else {
+                [[unroll]] for (uint j = 0; j < 4; j++) {
+                    if (at + j < k) {
+                        bits[j / 2] |= half_word(row, at + j) << (16 * (j % 2));
+                    }
+                }
             }
-            const uvec2 bits = unpackUint2x32(pair);
-            u.level[2 * i] = uintBitsToFloat(bits.x);
-            u.level[2 * i + 1] = uintBitsToFloat(bits.y);
-        }
-    } else {
-        Floats from = Floats(row + uint64_t(unit) * 128);
-        [[unroll]] for (uint i = 0; i < 32; i++) {
-            u.level[i] = 0.0;
-            if (32 * unit + i < k) {
-                u.level[i] = from.at[i];
-            }
-        }
-    }
-#elif FORMAT == F16 || FORMAT == BF16
-    if (WIDE_LOADS) {
-        Longs from = Longs(row + uint64_t(unit) * 64);
-        [[unroll]] for (uint i = 0; i < 8; i++) {
-            uint64_t four = 0;
-            if (32 * unit + 4 * i < k) {
-                four = from.at[i];
-            }
-            const uvec2 bits = unpackUint2x32(four);
             [[unroll]] for (uint j = 0; j < 2; j++) {
 #if FORMAT == F16
-                const vec2 pair = from_halves(bits[j]);
+                const vec2 two = from_halves(bits[j]);
 #else
-                const vec2 pair = uintBitsToFloat(uvec2(bits[j] << 16, bits[j] & 0xffff0000u));
+                const vec2 two = uintBitsToFloat(uvec2(bits[j] << 16, bits[j] & 0xffff0000u));
 #endif
-                u.level[4 * i + 2 * j] = pair.x;
-                u.level[4 * i + 2 * j + 1] = pair.y;
+                run[v].level[i + 2 * j] = two.x;
+                run[v].level[i + 2 * j + 1] = two.y;
             }
-        }
-    } else {
-        Halves from = Halves(row + uint64_t(unit) * 64);
-        [[unroll]] for (uint i = 0; i < 32; i++) {
-            uint bits = 0;
-            if (32 * unit + i < k) {
-                bits = uint(from.at[i]);
-            }
-#if FORMAT == F16
-            u.level[i] = from_half(bits);
-#else
-            u.level[i] = uintBitsToFloat(bits << 16);
 #endif
         }
     }
-#elif FORMAT == Q4_0 || FORMAT == Q4_1 || FORMAT == Q5_0 || FORMAT == Q5_1 || FORMAT == IQ4_NL
-#if FORMAT == Q4_0 || FORMAT == IQ4_NL
-    const uint64_t block = row + uint64_t(unit) * 18, quants = block + 2;
-#elif FORMAT == Q4_1
-    const uint64_t block = row + uint64_t(unit) * 20, quants = block + 4;
-#elif FORMAT == Q5_0
-    const uint64_t block = row + uint64_t(unit) * 22, quants = block + 6;
-#else
-    const uint64_t block = row + uint64_t(unit) * 24, quants = block + 8;
-#endif
-#if FORMAT == Q5_1
-    const uvec2 head = WIDE_LOADS ? unpackUint2x32(Longs(block).at[0]) : load_8(block);
-    const uvec4 words = load_16_aligned(quants);
-    const vec2 scales = from_halves(head.x);
-    const float d = scales.x, offset = scales.y;
-    const uint high = head.y;
-#elif FORMAT == Q5_0
-    const uvec2 head = load_8(block);
-    const uvec4 words = load_16(quants);
-    const float d = from_half(head.x), offset = -16.0 * d;
-    const uint high = (head.x >> 16) | (head.y << 16);
-#elif FORMAT == Q4_1
-    const uint head = Words(block).at[0];
-    const uvec4 words = load_16_words(quants);
-    const vec2 scales = from_halves(head);
-    const float d = scales.x, offset = scales.y;
-#else
-    const float d = from_half(half_word(block, 0));
-    const uvec4 words = load_16(quants);
-#endif
-#if FORMAT == Q4_0
-    const float offset = -8.0 * d;
-#elif FORMAT == IQ4_NL
-    const float offset = 0.0;
-#endif
-    [[unroll]] for (uint i = 0; i < 16; i++) {
-        uint low = bits_of(words, i, 0, 15u), up = bits_of(words, i, 4, 15u);
-#if FORMAT == Q5_0 || FORMAT == Q5_1
-        low |= ((high >> i) & 1u) << 4;
-        up |= ((high >> (16 + i)) & 1u) << 4;
-#endif
-#if FORMAT == IQ4_NL
-        u.level[i] = iq4_value(low);
-        u.level[16 + i] = iq4_value(up);
-#else
-        u.level[i] = float(low);
-        u.level[16 + i] = float(up);
-#endif
+    [[unroll]] for (uint v = 0; v < rows; v++) {
+        run[v].scale = vec2(1.0, 0.0);
     }
-    u.first = vec2(d, offset);
-    u.second = u.first;
-#elif FORMAT == Q8_0
-    const uint64_t block = row + uint64_t(unit) * 34;
-    u.first = vec2(from_half(half_word(block, 0)), 0.0);
-    u.second = u.first;
-    const uvec4 words[2] = {load_16(block + 2), load_16(block + 18)};
-    [[unroll]] for (uint i = 0; i < 32; i++) {
-        u.level[i] = float(bitfieldExtract(int(words[i / 16][i % 16 / 4]), int(8 * (i % 4)), 8));
-    }
-#elif FORMAT == Q2_K
-    const uint64_t block = row + uint64_t(unit / 8) * 84;
-    const uint in_block = unit % 8, part = in_block / 4, shift = 4 * (in_block / 2 % 2), group = in_block % 2;
-    const uvec4 words = load_16_words(block + 16 + 32 * part + 16 * group);
-    [[unroll]] for (uint i = 0; i < 16; i++) {
-        u.level[i] = float(bits_of(words, i, shift, 3u));
-        u.level[16 + i] = float(bits_of(words, i, shift + 2, 3u));
-    }
-    const uint head = Words(block).at[20];
-    const vec2 scales = from_halves(head);
-    // Group of 16 that the first run is; the second is two further on.
-    const uint g = 8 * part + shift + group;
-    const uint one = byte_at(block, g), two = byte_at(block, g + 2);
-    u.first = scales * vec2(float(one & 15u), -float(one >> 4));
-    u.second = scales * vec2(float(two & 15u), -float(two >> 4));
-#elif FORMAT == Q3_K
-    const uint64_t block = row + uint64_t(unit / 8) * 110;
-    const uint in_block = unit % 8, part = in_block / 4, shift = 4 * (in_block / 2 % 2), group = in_block % 2;
-    const uvec4 words = load_16(block + 32 + 32 * part + 16 * group), high = load_16(block + 16 * group);
-    const uint bit = 4 * part + shift / 2;
-    [[unroll]] for (uint i = 0; i < 16; i++) {
-        u.level[i] = float(bits_of(words, i, shift, 3u) | (bits_of(high, i, bit, 1u) << 2));
-        u.level[16 + i] = float(bits_of(words, i, shift + 2, 3u) | (bits_of(high, i, bit + 1, 1u) << 2));
-    }
-    const float d = from_half(half_word(block, 54));
-    const uint64_t packed = block + 96;
-    float scales[2];
-    [[unroll]] for (uint run = 0; run < 2; run++) {
-        const uint g = 8 * part + shift + group + 2 * run;
-        const uint low = (byte_at(packed, g % 8) >> (4 * (g / 8))) & 15u;
-        const uint top = (byte_at(packed, 8 + g % 4) >> (2 * (g / 4))) & 3u;
-        scales[run] = d * (float(low | (top << 4)) - 32.0);
-    }
-    u.first = vec2(scales[0], -4.0 * scales[0]);
-    u.second = vec2(scales[1], -4.0 * scales[1]);
-#elif FORMAT == Q4_K || FORMAT == Q5_K
-#if FORMAT == Q4_K
-    const uint64_t block = row + uint64_t(unit / 8) * 144, quants = block + 16;
-#else
-    const uint64_t block = row + uint64_t(unit / 8) * 176, quants = block + 48;
-#endif
-    const uint chunk = unit % 8 / 2, group = unit % 2;
-    const uvec4 head = load_16_aligned(block), words = load_16_aligned(quants + 32 * chunk + 16 * group);
-#if FORMAT == Q5_K
-    const uvec4 high = load_16_aligned(block + 16 + 16 * group);
-#endif
-    const vec2 scales = from_halves(head.x) * vec2(1.0, -1.0);
-    const vec2 one = k_scale_min(head, 2 * chunk), two = k_scale_min(head, 2 * chunk + 1);
-#if FORMAT == Q4_K
-    u = unit_of(words, scales * one, scales * two);
-#else
-    u.first = scales * one;
-    u.second = scales * two;
-    [[unroll]] for (uint i = 0; i < 16; i++) {
-        u.level[i] = float(bits_of(words, i, 0, 15u) | (bits_of(high, i, 2 * chunk, 1u) << 4));
-        u.level[16 + i] = float(bits_of(words, i, 4, 15u) | (bits_of(high, i, 2 * chunk + 1, 1u) << 4));
-    }
-#endif
-#elif FORMAT == Q6_K
-    const uint64_t block = row + uint64_t(unit / 8) * 210;
-    const uint part = unit % 8 / 4, r = unit % 4;
-    const uvec4 words = load_16(block + 64 * part + 16 * r), high = load_16(block + 128 + 32 * part + 16 * (r % 2));
-    const uint g = 8 * part + r;
-    const uvec2 scales = uvec2(byte_at(block + 192, g), byte_at(block + 192, g + 4));
-    u = unit_of(words, high, 2 * (r / 2), scales, from_half(half_word(block, 104)));
-#elif FORMAT == IQ4_XS
-    const uint64_t block = row + uint64_t(unit / 8) * 136;
-    const uint g = unit % 8;
-    const uvec2 head = WIDE_LOADS ? unpackUint2x32(Longs(block).at[0]) : load_8(block);
-    const uvec4 words = load_16_aligned(block + 8 + 16 * g);
-    [[unroll]] for (uint i = 0; i < 16; i++) {
-        u.level[i] = iq4_value(bits_of(words, i, 0, 15u));
-        u.level[16 + i] = iq4_value(bits_of(words, i, 4, 15u));
-    }
-    const uint low = (head.y >> (4 * g)) & 15u;
-    const uint top = (head.x >> (16 + 2 * g)) & 3u;
-    const float scale = from_half(head.x) * (float(low | (top << 4)) - 32.0);
-    u.first = vec2(scale, 0.0);
-    u.second = u.first;
-#endif
-    return u;
 }
-
-// Units that come with the same loads, neighbours of which the first is a multiple of so many; and what was loaded for them.
-#if FORMAT == Q4_K
-#define UNITS 2
-
-struct Units {
-    uvec4 words[UNITS];
+#else
+struct Packed {
+    uvec4 words;
+    // Further bits of each level; of Q8_0 the second run.
+    uvec4 high;
     vec2 first;
     vec2 second;
 };
 
-Units load_units(uint64_t row, uint unit, uint k) {
-    const uint64_t block = row + uint64_t(unit / 8) * 144;
-    const uint chunk = unit % 8 / 2;
-    const uvec4 head = load_16_aligned(block);
-    const vec2 scales = from_halves(head.x) * vec2(1.0, -1.0);
-    Units units;
-    units.first = scales * k_scale_min(head, 2 * chunk);
-    units.second = scales * k_scale_min(head, 2 * chunk + 1);
-    [[unroll]] for (uint group = 0; group < UNITS; group++) {
-        units.words[group] = load_16_aligned(block + 16 + 32 * chunk + 16 * group);
-    }
-    return units;
+// The lower four bits of each byte, or the upper ones.
+uvec4 nibbles(uvec4 words, uint r) {
+    return (words >> (4 * r)) & 0x0f0f0f0fu;
 }
 
-Unit unit_at(Units units, uint index) {
-    return unit_of(units.words[index], units.first, units.second);
+// The lowest four bits, each as the fifth of a byte.
+uint fifths(uint bits) {
+    return (((bits & 15u) * 0x00204081u) & 0x01010101u) << 4;
 }
+
+// The levels of run `r`, a byte each.
+uvec4 bytes_of(Packed packed, uint r) {
+#if FORMAT == Q8_0
+    return r == 0 ? packed.words : packed.high;
+#elif FORMAT == Q5_0 || FORMAT == Q5_1
+    const uint high = packed.high.x >> (16 * r);
+    return nibbles(packed.words, r) | uvec4(fifths(high), fifths(high >> 4), fifths(high >> 8), fifths(high >> 12));
+#elif FORMAT == Q2_K
+    return (packed.words >> (2 * r)) & 0x03030303u;
+#elif FORMAT == Q3_K
+    return ((packed.words >> (2 * r)) & 0x03030303u) | (((packed.high >> r) & 0x01010101u) << 2);
+#elif FORMAT == Q5_K
+    return nibbles(packed.words, r) | (((packed.high >> r) & 0x01010101u) << 4);
 #elif FORMAT == Q6_K
-#define UNITS 4
+    return nibbles(packed.words, r) | (((packed.high >> (4 * r)) & 0x03030303u) << 4);
+#else
+    return nibbles(packed.words, r);
+#endif
+}
 
-struct Units {
-    uvec4 words[UNITS];
+void runs_of(Packed packed[MOST_ROWS], uint rows, uint r, out Run run[MOST_ROWS]) {
+    [[unroll]] for (uint v = 0; v < rows; v++) {
+        run[v].scale = r == 0 ? packed[v].first : packed[v].second;
+        const uvec4 bytes = bytes_of(packed[v], r);
+        [[unroll]] for (uint i = 0; i < 16; i++) {
+            const uint word = bytes[i / 4], shift = 8 * (i % 4);
+#if FORMAT == Q8_0
+            run[v].level[i] = float(bitfieldExtract(int(word), int(shift), 8));
+#elif FORMAT == IQ4_NL || FORMAT == IQ4_XS
+            run[v].level[i] = iq4_value((word >> shift) & 0xffu);
+#else
+            run[v].level[i] = float((word >> shift) & 0xffu);
+#endif
+        }
+    }
+}
+#endif
+
+// What HEAD_UNITS neighbouring units have in common, the first of which is a multiple of so many: the block of 256 values,
+// or all of it that more than one of them needs.
+#if FORMAT == Q2_K || FORMAT == Q3_K || FORMAT == Q4_K || FORMAT == Q5_K || FORMAT == Q6_K || FORMAT == IQ4_XS
+#define HEAD_UNITS 8
+#else
+#define HEAD_UNITS 1
+#endif
+
+#if HEAD_UNITS == 1
+// Where the row starts.
+#define Head uint64_t
+
+void load_heads(uint64_t row[MOST_ROWS], uint rows, uint unit, bool all, out Head head[MOST_ROWS]) {
+    head = row;
+}
+#else
+struct Head {
+    uint64_t block;
+#if FORMAT == Q2_K || FORMAT == Q3_K
+    uvec4 words[4];
+#elif FORMAT == Q6_K
+    uvec4 words[8];
+#endif
+#if FORMAT == Q3_K || FORMAT == Q5_K
     uvec4 high[2];
-    uvec2 scales;
-    float d;
+#elif FORMAT == Q6_K
+    uvec4 high[4];
+#endif
+    // Scales and minima, and what they are multiplied with.
+    uvec4 scales;
+    vec2 d;
 };
 
-// `COUNT` times 16 bytes, neighbours, from an address that is a multiple of 2: where loads are wide, what lies between two of
-// them is loaded once.
-#define LOAD_16S(COUNT, TO, ADDRESS) \
-    { \
-        const uint64_t from = ADDRESS; \
-        if (WIDE_LOADS) { \
-            const uint shift = 8 * (uint(from) & 7u); \
-            uint64_t around[2 * COUNT + 1]; \
-            [[unroll]] for (uint i = 0; i < 2 * COUNT; i++) { \
-                around[i] = Longs(from & ~uint64_t(7)).at[i]; \
-            } \
-            around[2 * COUNT] = Longs((from + 16 * COUNT - 1) & ~uint64_t(7)).at[0]; \
-            [[unroll]] for (uint i = 0; i < COUNT; i++) { \
-                TO[i] = uvec4( \
-                    unpackUint2x32((around[2 * i] >> shift) | ((around[2 * i + 1] << 1) << (63 - shift))), \
-                    unpackUint2x32((around[2 * i + 1] >> shift) | ((around[2 * i + 2] << 1) << (63 - shift))) \
-                ); \
-            } \
-        } else { \
-            [[unroll]] for (uint i = 0; i < COUNT; i++) { \
-                TO[i] = load_16(from + 16 * i); \
-            } \
+uvec4 four_of(uint words[BLOCK_WORDS], uint at) {
+    return uvec4(words[at], words[at + 1], words[at + 2], words[at + 3]);
+}
+
+// 16 bytes, in place of all `COUNT` that are neighbours.
+#define LOAD_ONE(COUNT, TO, ADDRESS) \
+    LOAD_16(TO[0], ADDRESS) \
+    [[unroll]] for (uint v = 0; v < rows; v++) { \
+        [[unroll]] for (uint i = 1; i < COUNT; i++) { \
+            TO[i] = TO[0]; \
         } \
     }
 
-Units load_units(uint64_t row, uint unit, uint k) {
-    const uint64_t block = row + uint64_t(unit / 8) * 210;
-    const uint part = unit % 8 / 4;
-    Units units;
-    LOAD_16S(4, units.words, block + 64 * part)
-    LOAD_16S(2, units.high, block + 128 + 32 * part)
-    units.scales = load_8(block + 192 + 8 * part);
-    units.d = from_half(half_word(block, 104));
-    return units;
-}
-
-Unit unit_at(Units units, uint index) {
-    const uvec2 scales = units.scales >> (8 * index);
-    return unit_of(units.words[index], units.high[index % 2], 2 * (index / 2), scales, units.d);
-}
+// If not for `all` of the units, for `unit` alone.
+void load_heads(uint64_t row[MOST_ROWS], uint rows, uint unit, bool all, out Head head[MOST_ROWS]) {
+    const uint part = unit % 8 / 4, group = unit % 2;
+    uint64_t block[MOST_ROWS];
+    [[unroll]] for (uint v = 0; v < rows; v++) {
+        block[v] = row[v] + BLOCK_BYTES * uint64_t(unit / 8);
+        head[v].block = block[v];
+    }
+    uint words[MOST_ROWS][BLOCK_WORDS];
+#if FORMAT == Q4_K
+    LOAD_BYTES(16, words[v], block[v])
+#elif FORMAT == Q5_K
+    if (all) {
+        LOAD_BYTES(48, words[v], block[v])
+    } else {
+        LOAD_BYTES(16, words[v], block[v])
+        LOAD_ONE(2, head[v].high, block[v] + 16 + 16 * group)
+    }
+#elif FORMAT == IQ4_XS
+    LOAD_BYTES(8, words[v], block[v])
 #else
-#define UNITS 1
-#define Units Unit
-
-Units load_units(uint64_t row, uint unit, uint k) {
-    return load_unit(row, unit, k);
-}
-
-Unit unit_at(Units units, uint index) {
-    return units;
+    uint scales[MOST_ROWS][4], d[MOST_ROWS][2];
+    if (all) {
+        LOAD_BYTES(BLOCK_BYTES, words[v], block[v])
+    } else {
+#if FORMAT == Q2_K
+        LOAD_BYTES(8, scales[v], block[v] + 8 * part)
+        LOAD_ONE(4, head[v].words, block[v] + 16 + 32 * part + 16 * group)
+        LOAD_BYTES(4, d[v], block[v] + 80)
+#elif FORMAT == Q3_K
+        LOAD_ONE(2, head[v].high, block[v] + 16 * group)
+        LOAD_ONE(4, head[v].words, block[v] + 32 + 32 * part + 16 * group)
+        LOAD_BYTES(12, scales[v], block[v] + 96)
+        LOAD_BYTES(2, d[v], block[v] + 108)
+#else
+        LOAD_ONE(8, head[v].words, block[v] + 64 * part + 16 * (unit % 4))
+        LOAD_ONE(4, head[v].high, block[v] + 128 + 32 * part + 16 * group)
+        LOAD_BYTES(8, scales[v], block[v] + 192 + 8 * part)
+        LOAD_BYTES(2, d[v], block[v] + 208)
+#endif
+    }
+#endif
+    [[unroll]] for (uint v = 0; v < rows; v++) {
+#if FORMAT == Q2_K || FORMAT == Q3_K || FORMAT == Q6_K
+        const uint words_at = FORMAT == Q2_K ? 4 : FORMAT == Q3_K ? 8 : 0;
+        const uint scales_at = FORMAT == Q2_K ? 0 : FORMAT == Q3_K ? 24 : 48;
+        const uint d_at = FORMAT == Q2_K ? 20 : FORMAT == Q3_K ? 27 : 52;
+        const uint high_at = FORMAT == Q6_K ? 32 : 0;
+        if (all) {
+            [[unroll]] for (uint i = 0; i < head[v].words.length(); i++) {
+                head[v].words[i] = four_of(words[v], words_at + 4 * i);
+            }
+#if FORMAT != Q2_K
+            [[unroll]] for (uint i = 0; i < head[v].high.length(); i++) {
+                head[v].high[i] = four_of(words[v], high_at + 4 * i);
+            }
+#endif
+            [[unroll]] for (uint i = 0; i < 4; i++) {
+                scales[v][i] = words[v][scales_at + i];
+            }
+            d[v][0] = words[v][d_at];
+        } else if (FORMAT != Q3_K) {
+            // Those of the unit's half.
+            scales[v][2] = scales[v][0];
+            scales[v][3] = scales[v][1];
+        }
+        head[v].scales = uvec4(scales[v][0], scales[v][1], scales[v][2], scales[v][3]);
+#if FORMAT == Q2_K
+        head[v].d = from_halves(d[v][0]) * vec2(1.0, -1.0);
+#else
+        head[v].d = from_half(d[v][0]) * vec2(1.0, FORMAT == Q3_K ? -4.0 : -32.0);
+#endif
+#elif FORMAT == IQ4_XS
+        head[v].scales = uvec4(words[v][0], words[v][1], 0, 0);
+        head[v].d = vec2(from_half(words[v][0]), 0.0);
+#else
+        // Of six bits each, of which the lower four or all lie together; as bytes.
+        const uvec2 middle = uvec2(words[v][1], words[v][2]), low = middle & 0x3f3f3f3fu;
+        const uvec2 top = (uvec2(words[v][3], words[v][3] >> 4) & 0x0f0f0f0fu) | ((middle >> 2) & 0x30303030u);
+        head[v].scales = uvec4(low.x, top.x, low.y, top.y);
+        head[v].d = from_halves(words[v][0]) * vec2(1.0, -1.0);
+#if FORMAT == Q5_K
+        if (all) {
+            head[v].high[0] = four_of(words[v], 4);
+            head[v].high[1] = four_of(words[v], 8);
+        }
+#endif
+#endif
+    }
 }
 #endif
+
+// What the runs of unit `unit` of rows of `k` values have, whose heads these are.
+void packed_of(Head head[MOST_ROWS], uint rows, uint unit, uint k, out Packed packed[MOST_ROWS]) {
+#if PLAIN
+    [[unroll]] for (uint v = 0; v < rows; v++) {
+        packed[v] = Packed(head[v], 32 * unit, k);
+    }
+#elif HEAD_UNITS == 1
+    // The whole block, and what follows a scale of two bytes.
+    uint block[MOST_ROWS][BLOCK_WORDS];
+    LOAD_BYTES(BLOCK_BYTES, block[v], head[v] + BLOCK_BYTES * uint64_t(unit))
+    [[unroll]] for (uint v = 0; v < rows; v++) {
+        uint after[BLOCK_WORDS];
+        [[unroll]] for (uint i = 0; i < BLOCK_WORDS - 1; i++) {
+            after[i] = (block[v][i] >> 16) | (block[v][i + 1] << 16);
+        }
+        const float d = from_half(block[v][0]);
+#if FORMAT == Q4_0 || FORMAT == IQ4_NL
+        packed[v].words = uvec4(after[0], after[1], after[2], after[3]);
+        packed[v].first = vec2(d, FORMAT == Q4_0 ? -8.0 * d : 0.0);
+#elif FORMAT == Q4_1
+        packed[v].words = uvec4(block[v][1], block[v][2], block[v][3], block[v][4]);
+        packed[v].first = vec2(d, from_half(block[v][0] >> 16));
+#elif FORMAT == Q5_0
+        packed[v].words = uvec4(after[1], after[2], after[3], after[4]);
+        packed[v].high.x = after[0];
+        packed[v].first = vec2(d, -16.0 * d);
+#elif FORMAT == Q5_1
+        packed[v].words = uvec4(block[v][2], block[v][3], block[v][4], block[v][5]);
+        packed[v].high.x = block[v][1];
+        packed[v].first = vec2(d, from_half(block[v][0] >> 16));
+#else
+        packed[v].words = uvec4(after[0], after[1], after[2], after[3]);
+        packed[v].high = uvec4(after[4], after[5], after[6], after[7]);
+        packed[v].first = vec2(d, 0.0);
+#endif
+        packed[v].second = packed[v].first;
+    }
+#else
+    // Half of the block, pair of units in it, and which of the pair.
+    const uint part = unit % 8 / 4, pair = unit / 2 % 2, group = unit % 2;
+#if FORMAT == Q4_K
+    LOAD_16(packed[v].words, head[v].block + 16 + 64 * part + 32 * pair + 16 * group)
+#elif FORMAT == Q5_K
+    LOAD_16(packed[v].words, head[v].block + 48 + 64 * part + 32 * pair + 16 * group)
+#elif FORMAT == IQ4_XS
+    LOAD_16(packed[v].words, head[v].block + 8 + 16 * (unit % 8))
+#endif
+    [[unroll]] for (uint v = 0; v < rows; v++) {
+        const uvec4 all = head[v].scales;
+        const vec2 d = head[v].d;
+#if FORMAT == Q2_K || FORMAT == Q3_K
+        const uvec4 words[4] = head[v].words;
+        packed[v].words = (part == 0
+            ? (group == 0 ? words[0] : words[1])
+            : (group == 0 ? words[2] : words[3])) >> (4 * pair);
+        const uint own = part == 0 || FORMAT == Q3_K ? (pair == 0 ? all.x : all.y) : (pair == 0 ? all.z : all.w);
+#elif FORMAT == Q6_K
+        const uvec4 words[8] = head[v].words, high[4] = head[v].high;
+        const uvec4 ones = group == 0 ? (pair == 0 ? words[0] : words[2]) : (pair == 0 ? words[1] : words[3]);
+        const uvec4 twos = group == 0 ? (pair == 0 ? words[4] : words[6]) : (pair == 0 ? words[5] : words[7]);
+        packed[v].words = part == 0 ? ones : twos;
+#endif
+#if FORMAT == Q3_K || FORMAT == Q5_K
+        packed[v].high = (group == 0 ? head[v].high[0] : head[v].high[1]) >> (4 * part + 2 * pair);
+#elif FORMAT == Q6_K
+        packed[v].high = (part == 0
+            ? (group == 0 ? high[0] : high[1])
+            : (group == 0 ? high[2] : high[3])) >> (2 * pair);
+#endif
+#if FORMAT == Q2_K
+        const uvec2 both = uvec2(own) >> (8 * group + uvec2(0, 16));
+        packed[v].first = d * vec2(float(both.x & 15u), float((both.x >> 4) & 15u));
+        packed[v].second = d * vec2(float(both.y & 15u), float((both.y >> 4) & 15u));
+#elif FORMAT == Q3_K
+        const uvec2 places = 8 * group + 4 * part + uvec2(0, 16);
+        const uvec2 both = ((uvec2(own) >> places) & 15u) | (((uvec2(all.z) >> (places + 2 * pair)) & 3u) << 4);
+        packed[v].first = d * (float(both.x) - 32.0);
+        packed[v].second = d * (float(both.y) - 32.0);
+#elif FORMAT == Q4_K || FORMAT == Q5_K
+        const uvec2 both = (part == 0 ? all.xz : all.yw) >> (16 * pair);
+        packed[v].first = d * vec2(both & 0xffu);
+        packed[v].second = d * vec2((both >> 8) & 0xffu);
+#elif FORMAT == Q6_K
+        const ivec2 both = bitfieldExtract(ivec2((part == 0 ? all.xy : all.zw) >> (8 * (unit % 4))), 0, 8);
+        packed[v].first = d * float(both.x);
+        packed[v].second = d * float(both.y);
+#else
+        const uint low = (all.y >> (4 * (unit % 8))) & 15u, top = (all.x >> (16 + 2 * (unit % 8))) & 3u;
+        packed[v].first = d * (float(low | (top << 4)) - 32.0);
+        packed[v].second = packed[v].first;
+#endif
+    }
+#endif
+}
+
+// Unit `unit` of the row of `k` values at `row`.
+Unit load_unit(uint64_t row, uint unit, uint k) {
+    uint64_t rows[MOST_ROWS];
+    Head head[MOST_ROWS];
+    Packed packed[MOST_ROWS];
+    rows[0] = row;
+    load_heads(rows, 1, unit, false, head);
+    packed_of(head, 1, unit, k, packed);
+    Unit both;
+    [[unroll]] for (uint r = 0; r < 2; r++) {
+        Run run[MOST_ROWS];
+        runs_of(packed, 1, r, run);
+        [[unroll]] for (uint i = 0; i < 16; i++) {
+            both.level[16 * r + i] = run[0].level[i];
+        }
+        if (r == 0) {
+            both.first = run[0].scale;
+        } else {
+            both.second = run[0].scale;
+        }
+    }
+    return both;
+}

@@ -40,8 +40,11 @@ float lanes_add(float value) {
     if (LANES == SUBGROUP) {
         return subgroupAdd(value);
     }
-    for (uint distance = LANES / 2; distance > 0; distance /= 2) {
-        value += subgroupShuffleXor(value, distance);
+    // Not every driver unrolls a loop over powers of two.
+    [[unroll]] for (uint i = 0; i < 7; i++) {
+        if (1 << i < LANES) {
+            value += subgroupShuffleXor(value, 1 << i);
+        }
     }
     return value;
 }

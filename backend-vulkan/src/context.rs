@@ -76,6 +76,8 @@ const PATIENCE_WITH_SOFTWARE: Duration = Duration::from_secs(3600);
 pub enum DriverCall {
     /// Memory for a buffer.
     Allocate,
+    /// Reading bytes of main memory in place.
+    Import,
     /// Handing work to the queue.
     Submit,
     /// Waiting until work is done.
@@ -519,4 +521,37 @@ fn create_device(
     // extensions and features are the device's.
     let device = unsafe { instance.functions().create_device(physical, &create, None) };
     device.map_err(|result| VulkanError::Call { call: "vkCreateDevice", result: result.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::env;
+
+    /// A copy beyond the end of a tensor, recorded and never submitted.
+    #[test]
+    fn a_validation_message_names_the_tensor() {
+        let options = VulkanOptions { validation: true, ..VulkanOptions::default() };
+        let context = match Context::open(0, &options) {
+            Ok(context) => context,
+            Err(error) => {
+                assert!(env::var_os("FATHOM_REQUIRE_VULKAN").is_none(), "{error}");
+                return println!("skipped: {error}");
+            }
+        };
+        let new = |name| Memory::new(&context, name, 1024, MemoryLocation::GpuOnly).expect("room");
+        let (weight, other) = (new("blk.0.attn_q.weight"), new("scratch"));
+        let pool = context.command_pool().expect("a pool");
+        let beyond = [vk::BufferCopy::default().size(1 << 20)];
+        // SAFETY: the commands are of a new pool, which goes before the buffers do; nothing of it is ever submitted.
+        unsafe {
+            let commands = context.command_buffer(pool).expect("a command buffer");
+            let begin = vk::CommandBufferBeginInfo::default();
+            context.device.begin_command_buffer(commands, &begin).expect("recording");
+            context.device.cmd_copy_buffer(commands, weight.buffer(), other.buffer(), &beyond);
+            context.device.destroy_command_pool(pool, None);
+        }
+        let complaints = lock(&context.complaints()).join("\n");
+        assert!(complaints.contains("blk.0.attn_q.weight"), "{complaints:?}");
+    }
 }

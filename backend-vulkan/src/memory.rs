@@ -273,6 +273,9 @@ impl Imported {
             )
             .push_next(&mut external);
         let functions = self.context.host_import.as_ref().ok_or(vk::Result::ERROR_EXTENSION_NOT_PRESENT)?;
+        if let Some(result) = self.context.fault_of(DriverCall::Import) {
+            return Err(result);
+        }
         let pointer = self.start.wrapping_add(start).cast_mut().cast::<std::ffi::c_void>();
         let mut properties = vk::MemoryHostPointerPropertiesEXT::default();
         // SAFETY: `pointer` is the address of `size` mapped bytes, aligned as the driver asks.

@@ -169,6 +169,20 @@ fn bytes_are_the_same_whatever_way_they_take() {
 
 /// Where memory is the device's own, a step's inputs and outputs travel with the program that they are for.
 #[test]
+fn what_a_driver_does_not_import_is_copied() {
+    let Some((_watch, device)) = common::open(VulkanOptions::default()) else { return };
+    let mut counter = Counter::default();
+    let expected = run(&device, false, &mut counter);
+    device.fail(DriverCall::Import, 0, Failure::OutOfMemory);
+    let map: HostBytes = Arc::new(PageAligned::new(&[1; 4096]));
+    assert!(device.import(&map).expect("an answer").is_none());
+    // Nor is it asked for again.
+    assert!(device.import(&map).expect("an answer").is_none());
+    device.fail(DriverCall::Import, 0, Failure::OutOfMemory);
+    assert_eq!(run(&device, true, &mut counter), expected);
+}
+
+#[test]
 fn small_copies_take_no_submission() {
     let Some((_watch, device)) =
         common::open(VulkanOptions { always_stage: true, ..VulkanOptions::default() })

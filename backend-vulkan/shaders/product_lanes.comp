@@ -5,13 +5,14 @@
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 #define MOST_ROWS 8
+#define ALL_UNITS 1
 #include "formats.glsl"
 
 // Invocations of a subgroup.
 layout(constant_id = 0) const uint SUBGROUP = 8;
 layout(local_size_x_id = 0) in;
 
-// Rows of weights of each lane, and columns of activations, that are worked on at once.
+// Rows of weights of each lane, at most MOST_ROWS, and columns of activations, that are worked on at once: powers of two.
 layout(constant_id = 1) const uint VECTORS = 4;
 layout(constant_id = 2) const uint COLUMNS = 1;
 
@@ -49,7 +50,7 @@ void multiply(ProductJob job, Tile tile, uint first_row) {
     const uint units = (job.k + 31) / 32;
     for (uint first = 0; first < units; first += HEAD_UNITS) {
         Head head[MOST_ROWS];
-        load_heads(row, VECTORS, first, true, head);
+        load_heads(row, VECTORS, first, head);
         [[dont_unroll]] for (uint unit = first; unit < first + HEAD_UNITS; unit++) {
             const uint start = unit_start(unit) + 2 * (lane % LANES);
             Packed packed[MOST_ROWS];

@@ -62,14 +62,13 @@ pub(crate) fn missing(instance: &Instance, device: vk::PhysicalDevice) -> Vec<&'
     ];
     let operations = vk::SubgroupFeatureFlags::BASIC
         | vk::SubgroupFeatureFlags::ARITHMETIC
-        | vk::SubgroupFeatureFlags::BALLOT
         | vk::SubgroupFeatureFlags::SHUFFLE;
     let mut missing: Vec<&str> =
         wanted.into_iter().filter(|(has, _)| *has == vk::FALSE).map(|(_, name)| name).collect();
     if !subgroups.supported_operations.contains(operations)
         || !subgroups.supported_stages.contains(vk::ShaderStageFlags::COMPUTE)
     {
-        missing.push("subgroup arithmetic, ballot and shuffle in compute shaders");
+        missing.push("subgroup arithmetic and shuffle in compute shaders");
     }
     if !(8..=128).contains(&subgroups.subgroup_size) {
         missing.push("subgroups of 8 to 128 invocations");

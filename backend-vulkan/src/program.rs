@@ -11,7 +11,8 @@ use crate::{
 };
 use ash::vk;
 use backend_api::{
-    Capacity, DeviceError, Observer, Op, OpEvent, Program, ProgramDesc, ProgramResult, Step, Work,
+    Capacity, DeviceError, Extent, Observer, Op, OpEvent, Program, ProgramDesc, ProgramResult, ProgramValue,
+    Step, Work,
 };
 use gpu_allocator::MemoryLocation;
 use std::{
@@ -76,7 +77,7 @@ impl VulkanProgram {
             tuning.macs_per_second = 1e6 * f64::from(rate);
         }
         let source = Source {
-            sizes: tuning.sizes(&program.capacity),
+            sizes: tuning.sizes(&program.capacity, has_outputs(&program)),
             ops: program.ops.iter().map(|op| program.describe(op)).collect(),
             tuning,
             step: step.address(),
@@ -116,8 +117,8 @@ impl VulkanProgram {
         Ok(compiled)
     }
 
-    /// Takes all forms of a token's program, and those for the start of a context of any other. Deeper ones of these use the
-    /// same pipelines; they come as a prompt gets there.
+    /// Takes all forms of a token's program, and the first for each number of rows and outputs of any other. Deeper ones of
+    /// these use the same pipelines; they come as a prompt gets there.
     fn take_forms(&mut self) -> Result<(), DeviceError> {
         let mut before = None;
         for capacity in self.source.sizes.clone() {
@@ -208,6 +209,12 @@ impl VulkanProgram {
             observer.op(OpEvent { name, op: &kind, bytes, macs, time: times.map(|times| times[index]) });
         }
     }
+}
+
+/// Whether a value has a row for each output.
+fn has_outputs(program: &ProgramDesc) -> bool {
+    let extents = |value: &ProgramValue| value.desc.shape.extents().contains(&Extent::Outputs);
+    program.values.iter().any(extents)
 }
 
 /// The results in memory that the CPU does not read, or what is wrong with one.

@@ -85,7 +85,7 @@ const TILES: [Tile; 5] = [
     Tile { rows: 128, columns: 64, own_rows: 8, own_columns: 8 },
 ];
 
-/// More columns than this meet decoded weights in tiles; fewer are worked on four at a time.
+/// More columns than this meet decoded weights in tiles on a GPU; fewer are worked on four at a time.
 const FEW_COLUMNS: usize = 8;
 
 impl Tile {
@@ -180,8 +180,9 @@ impl Tuning {
         self.row_threads[usize::from(capacity.rows == 1)]
     }
 
-    /// The capacities that a program of `full` capacity is cut for, the smaller before those that hold what it holds.
-    pub(crate) fn sizes(&self, full: &Capacity) -> Vec<Capacity> {
+    /// The capacities that a program of `full` capacity is cut for, the smaller before those that hold what it holds. Whether
+    /// it `has_outputs`, values with a row for each output.
+    pub(crate) fn sizes(&self, full: &Capacity, has_outputs: bool) -> Vec<Capacity> {
         let few = self.few_rows.iter().copied().filter(|rows| *rows < full.rows);
         let depths = iter::successors(Some(self.depth), |depth| depth.checked_mul(4));
         let depths: Vec<usize> =
@@ -190,7 +191,7 @@ impl Tuning {
         for rows in few.chain([full.rows]) {
             // Of a prompt often only the last row's logits are wanted, which are a token's product.
             let most = full.outputs.min(rows);
-            for outputs in (most > 1).then_some(1).into_iter().chain([most]) {
+            for outputs in (most > 1 && has_outputs).then_some(1).into_iter().chain([most]) {
                 let deep = depths.iter().filter(|depth| **depth >= rows);
                 sizes.extend(deep.map(|&kv_len| Capacity { rows, outputs, kv_len }));
             }
@@ -213,8 +214,12 @@ impl Tuning {
             0..=1 => 1,
             2 => 2,
             3..=7 => 4,
-            _ if self.class == DeviceClass::Software => 8,
-            FEW_COLUMNS => 4,
+            // Weights are decoded for as many as have registers, unless too many of those columns would be empty.
+            _ if self.class == DeviceClass::Software => match columns.next_multiple_of(8) - columns {
+                4.. if columns < 5 * 8 => 4,
+                _ => 8,
+            },
+            _ if columns <= FEW_COLUMNS => 4,
             _ => {
                 // Not more than half empty, and no narrow ones where there are many columns.
                 let suits = |tile: &Tile| {
@@ -556,7 +561,7 @@ mod tests {
     #[test]
     fn each_step_has_a_form_that_holds_it() {
         let full = Capacity { rows: 512, outputs: 512, kv_len: 20_000 };
-        let sizes = tuning(DeviceClass::Gpu, 32, 32 << 10).sizes(&full);
+        let sizes = tuning(DeviceClass::Gpu, 32, 32 << 10).sizes(&full, true);
         let numbers = |size: &Capacity| (size.rows, size.outputs, size.kv_len);
         let deep = |(rows, outputs)| [4096, 16_384, 20_000].map(|kv_len| (rows, outputs, kv_len));
         let kinds = [(8, 1), (8, 8), (64, 1), (64, 64), (512, 1), (512, 512)];
@@ -570,8 +575,30 @@ mod tests {
         // More outputs than rows, as no model has.
         assert_eq!(of(step(3, 0, 400)), Some((512, 512, 4096)));
         let one = Capacity { rows: 1, outputs: 3, kv_len: 4096 };
-        let sizes = tuning(DeviceClass::Software, 8, 32 << 10).sizes(&one);
-        assert_eq!(sizes.last(), Some(&one));
-        assert_eq!(tuning(DeviceClass::Software, 8, 32 << 10).sizes(&full).len(), 6);
+        let software = tuning(DeviceClass::Software, 8, 32 << 10);
+        assert_eq!(software.sizes(&one, true).last(), Some(&one));
+        assert_eq!([true, false].map(|outputs| software.sizes(&full, outputs).len()), [6, 3]);
+    }
+
+    /// What `product_lanes.comp` takes for granted.
+    #[test]
+    fn software_takes_powers_of_two_at_once() {
+        for subgroup in [8, 16, 64, 128] {
+            let tuning = tuning(DeviceClass::Software, subgroup, 32 << 10);
+            for columns in 1..80 {
+                let width = tuning.columns(columns, 1);
+                let tiles = columns.div_ceil(width as usize);
+                assert!(width.is_power_of_two() && width <= 8, "{columns}: {width}");
+                assert!(
+                    tiles * width as usize <= columns + 4.max(columns / 5),
+                    "{columns}: {tiles} of {width}"
+                );
+                for rows in [1, 7, 64, 576, 1040, 102_400] {
+                    let shape = tuning.product(width, tiles, rows, 2048, true);
+                    let [_, vectors, across] = shape.constants[..] else { panic!("{shape:?}") };
+                    assert!(vectors.is_power_of_two() && vectors <= 8 && across == width, "{shape:?}");
+                }
+            }
+        }
     }
 }

@@ -61,12 +61,21 @@ fn with_subgroups_of_another_size() {
     }
     let listed = VulkanDevice::enumerate().expect("a device");
     assert!(listed[0].offers.iter().any(|offer| offer == "subgroups of 16"), "{listed:?}");
-    let options = VulkanOptions { class: Some(DeviceClass::Gpu), ..VulkanOptions::default() };
-    let Some((_watch, device)) = common::open(options.clone()) else { return };
-    for cases in ["MatMul Q4_K F32", "ExpertMatMul Q4_K", "MatMul F16", "LatentAttention F16", "Route"] {
-        backend_conformance::run_filtered(&device, cases);
+    let of = |class| VulkanOptions { class: Some(class), ..VulkanOptions::default() };
+    for class in [DeviceClass::Gpu, DeviceClass::Software] {
+        let Some((_watch, device)) = common::open(of(class)) else { return };
+        for cases in [
+            "MatMul Q4_K F32",
+            "ExpertMatMul Q4_K",
+            "MatMul F16",
+            "MatMul tall Q6_K",
+            "LatentAttention F16",
+            "Route",
+        ] {
+            backend_conformance::run_filtered(&device, cases);
+        }
     }
-    let options = VulkanOptions { arithmetic: Some(Arithmetic::IntegerDots), ..options };
+    let options = VulkanOptions { arithmetic: Some(Arithmetic::IntegerDots), ..of(DeviceClass::Gpu) };
     let Some((_watch, device)) = common::open(options) else { return };
     backend_conformance::run_filtered(&device, "Mul*Q4_K*Default*33 rows");
 }

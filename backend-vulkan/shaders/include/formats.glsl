@@ -183,8 +183,11 @@ void runs_of(Packed packed[MOST_ROWS], uint rows, uint r, out Run run[MOST_ROWS]
 }
 #endif
 
-// What HEAD_UNITS neighbouring units have in common, the first of which is a multiple of so many: the block of 256 values,
-// or all of it that more than one of them needs.
+// What HEAD_UNITS neighbouring units have in common, the first of which is a multiple of so many: their block, or what more
+// than one of them needs of it. A kernel that takes units one by one leaves ALL_UNITS out, and has what its unit needs.
+#ifndef ALL_UNITS
+#define ALL_UNITS 0
+#endif
 #if FORMAT == Q2_K || FORMAT == Q3_K || FORMAT == Q4_K || FORMAT == Q5_K || FORMAT == Q6_K || FORMAT == IQ4_XS
 #define HEAD_UNITS 8
 #else
@@ -195,129 +198,139 @@ void runs_of(Packed packed[MOST_ROWS], uint rows, uint r, out Run run[MOST_ROWS]
 // Where the row starts.
 #define Head uint64_t
 
-void load_heads(uint64_t row[MOST_ROWS], uint rows, uint unit, bool all, out Head head[MOST_ROWS]) {
+void load_heads(uint64_t row[MOST_ROWS], uint rows, uint unit, out Head head[MOST_ROWS]) {
     head = row;
 }
 #else
+// `N` times 16 bytes for all units, of which each needs one.
+#if ALL_UNITS
+#define OF_UNITS(N) N
+#else
+#define OF_UNITS(N) 1
+#endif
+
 struct Head {
     uint64_t block;
 #if FORMAT == Q2_K || FORMAT == Q3_K
-    uvec4 words[4];
+    uvec4 words[OF_UNITS(4)];
 #elif FORMAT == Q6_K
-    uvec4 words[8];
+    uvec4 words[OF_UNITS(8)];
 #endif
 #if FORMAT == Q3_K || FORMAT == Q5_K
-    uvec4 high[2];
+    uvec4 high[OF_UNITS(2)];
 #elif FORMAT == Q6_K
-    uvec4 high[4];
+    uvec4 high[OF_UNITS(4)];
 #endif
     // Scales and minima, and what they are multiplied with.
     uvec4 scales;
     vec2 d;
 };
 
+uvec4 of_unit(uvec4 only[1], uint index) {
+    return only[0];
+}
+
+uvec4 of_unit(uvec4 all[2], uint index) {
+    return (index & 1u) == 0 ? all[0] : all[1];
+}
+
+uvec4 of_unit(uvec4 all[4], uint index) {
+    return (index & 2u) == 0 ? of_unit(uvec4[2](all[0], all[1]), index) : of_unit(uvec4[2](all[2], all[3]), index);
+}
+
+uvec4 of_unit(uvec4 all[8], uint index) {
+    return (index & 4u) == 0
+        ? of_unit(uvec4[4](all[0], all[1], all[2], all[3]), index)
+        : of_unit(uvec4[4](all[4], all[5], all[6], all[7]), index);
+}
+
 uvec4 four_of(uint words[BLOCK_WORDS], uint at) {
     return uvec4(words[at], words[at + 1], words[at + 2], words[at + 3]);
 }
 
-// 16 bytes, in place of all `COUNT` that are neighbours.
-#define LOAD_ONE(COUNT, TO, ADDRESS) \
-    LOAD_16(TO[0], ADDRESS) \
-    [[unroll]] for (uint v = 0; v < rows; v++) { \
-        [[unroll]] for (uint i = 1; i < COUNT; i++) { \
-            TO[i] = TO[0]; \
-        } \
-    }
-
-// If not for `all` of the units, for `unit` alone.
-void load_heads(uint64_t row[MOST_ROWS], uint rows, uint unit, bool all, out Head head[MOST_ROWS]) {
-    const uint part = unit % 8 / 4, group = unit % 2;
+void load_heads(uint64_t row[MOST_ROWS], uint rows, uint unit, out Head head[MOST_ROWS]) {
     uint64_t block[MOST_ROWS];
     [[unroll]] for (uint v = 0; v < rows; v++) {
         block[v] = row[v] + BLOCK_BYTES * uint64_t(unit / 8);
         head[v].block = block[v];
     }
     uint words[MOST_ROWS][BLOCK_WORDS];
-#if FORMAT == Q4_K
-    LOAD_BYTES(16, words[v], block[v])
-#elif FORMAT == Q5_K
-    if (all) {
-        LOAD_BYTES(48, words[v], block[v])
-    } else {
-        LOAD_BYTES(16, words[v], block[v])
-        LOAD_ONE(2, head[v].high, block[v] + 16 + 16 * group)
-    }
-#elif FORMAT == IQ4_XS
-    LOAD_BYTES(8, words[v], block[v])
+#if FORMAT == Q2_K || FORMAT == Q3_K || FORMAT == Q6_K
+#if ALL_UNITS
+    LOAD_BYTES(BLOCK_BYTES, words[v], block[v])
+    // Where in the block those of all units lie.
+    const uint words_at = FORMAT == Q2_K ? 4 : FORMAT == Q3_K ? 8 : 0, high_at = FORMAT == Q3_K ? 0 : 32;
+    const uint scales_at = FORMAT == Q2_K ? 0 : FORMAT == Q3_K ? 24 : 48;
+    const uint d_at = FORMAT == Q2_K ? 20 : FORMAT == Q3_K ? 27 : 52;
 #else
-    uint scales[MOST_ROWS][4], d[MOST_ROWS][2];
-    if (all) {
-        LOAD_BYTES(BLOCK_BYTES, words[v], block[v])
-    } else {
+    // Those of the unit, and scales of its half of the block, or all where they are put together from several.
+    const uint part = unit % 8 / 4, group = unit % 2, words_at = 0, high_at = 4, scales_at = 8, d_at = 12;
+    uint high[MOST_ROWS][4], scales[MOST_ROWS][4], d[MOST_ROWS][2];
 #if FORMAT == Q2_K
-        LOAD_BYTES(8, scales[v], block[v] + 8 * part)
-        LOAD_ONE(4, head[v].words, block[v] + 16 + 32 * part + 16 * group)
-        LOAD_BYTES(4, d[v], block[v] + 80)
+    LOAD_BYTES(16, words[v], block[v] + 16 + 32 * part + 16 * group)
+    LOAD_BYTES(8, scales[v], block[v] + 8 * part)
+    LOAD_BYTES(4, d[v], block[v] + 80)
 #elif FORMAT == Q3_K
-        LOAD_ONE(2, head[v].high, block[v] + 16 * group)
-        LOAD_ONE(4, head[v].words, block[v] + 32 + 32 * part + 16 * group)
-        LOAD_BYTES(12, scales[v], block[v] + 96)
-        LOAD_BYTES(2, d[v], block[v] + 108)
+    LOAD_BYTES(16, words[v], block[v] + 32 + 32 * part + 16 * group)
+    LOAD_BYTES(16, high[v], block[v] + 16 * group)
+    LOAD_BYTES(12, scales[v], block[v] + 96)
+    LOAD_BYTES(2, d[v], block[v] + 108)
 #else
-        LOAD_ONE(8, head[v].words, block[v] + 64 * part + 16 * (unit % 4))
-        LOAD_ONE(4, head[v].high, block[v] + 128 + 32 * part + 16 * group)
-        LOAD_BYTES(8, scales[v], block[v] + 192 + 8 * part)
-        LOAD_BYTES(2, d[v], block[v] + 208)
+    LOAD_BYTES(16, words[v], block[v] + 16 * (unit % 8))
+    LOAD_BYTES(16, high[v], block[v] + 128 + 32 * part + 16 * group)
+    LOAD_BYTES(8, scales[v], block[v] + 192 + 8 * part)
+    LOAD_BYTES(2, d[v], block[v] + 208)
 #endif
+    [[unroll]] for (uint v = 0; v < rows; v++) {
+        [[unroll]] for (uint i = 0; i < 4; i++) {
+            words[v][high_at + i] = high[v][i];
+            words[v][scales_at + i] = scales[v][i];
+        }
+        words[v][d_at] = d[v][0];
     }
 #endif
     [[unroll]] for (uint v = 0; v < rows; v++) {
-#if FORMAT == Q2_K || FORMAT == Q3_K || FORMAT == Q6_K
-        const uint words_at = FORMAT == Q2_K ? 4 : FORMAT == Q3_K ? 8 : 0;
-        const uint scales_at = FORMAT == Q2_K ? 0 : FORMAT == Q3_K ? 24 : 48;
-        const uint d_at = FORMAT == Q2_K ? 20 : FORMAT == Q3_K ? 27 : 52;
-        const uint high_at = FORMAT == Q6_K ? 32 : 0;
-        if (all) {
-            [[unroll]] for (uint i = 0; i < head[v].words.length(); i++) {
-                head[v].words[i] = four_of(words[v], words_at + 4 * i);
-            }
-#if FORMAT != Q2_K
-            [[unroll]] for (uint i = 0; i < head[v].high.length(); i++) {
-                head[v].high[i] = four_of(words[v], high_at + 4 * i);
-            }
-#endif
-            [[unroll]] for (uint i = 0; i < 4; i++) {
-                scales[v][i] = words[v][scales_at + i];
-            }
-            d[v][0] = words[v][d_at];
-        } else if (FORMAT != Q3_K) {
-            // Those of the unit's half.
-            scales[v][2] = scales[v][0];
-            scales[v][3] = scales[v][1];
+        [[unroll]] for (uint i = 0; i < head[v].words.length(); i++) {
+            head[v].words[i] = four_of(words[v], words_at + 4 * i);
         }
-        head[v].scales = uvec4(scales[v][0], scales[v][1], scales[v][2], scales[v][3]);
-#if FORMAT == Q2_K
-        head[v].d = from_halves(d[v][0]) * vec2(1.0, -1.0);
-#else
-        head[v].d = from_half(d[v][0]) * vec2(1.0, FORMAT == Q3_K ? -4.0 : -32.0);
+#if FORMAT != Q2_K
+        [[unroll]] for (uint i = 0; i < head[v].high.length(); i++) {
+            head[v].high[i] = four_of(words[v], high_at + 4 * i);
+        }
 #endif
+        head[v].scales = four_of(words[v], scales_at);
+#if FORMAT == Q2_K
+        head[v].d = from_halves(words[v][d_at]) * vec2(1.0, -1.0);
+#else
+        head[v].d = from_half(words[v][d_at]) * vec2(1.0, FORMAT == Q3_K ? -4.0 : -32.0);
+#endif
+    }
 #elif FORMAT == IQ4_XS
+    LOAD_BYTES(8, words[v], block[v])
+    [[unroll]] for (uint v = 0; v < rows; v++) {
         head[v].scales = uvec4(words[v][0], words[v][1], 0, 0);
         head[v].d = vec2(from_half(words[v][0]), 0.0);
+    }
 #else
+#if FORMAT == Q5_K && ALL_UNITS
+    LOAD_BYTES(48, words[v], block[v])
+    [[unroll]] for (uint v = 0; v < rows; v++) {
+        head[v].high = uvec4[2](four_of(words[v], 4), four_of(words[v], 8));
+    }
+#else
+    LOAD_BYTES(16, words[v], block[v])
+#if FORMAT == Q5_K
+    LOAD_16(head[v].high[0], block[v] + 16 + 16 * (unit % 2))
+#endif
+#endif
+    [[unroll]] for (uint v = 0; v < rows; v++) {
         // Of six bits each, of which the lower four or all lie together; as bytes.
         const uvec2 middle = uvec2(words[v][1], words[v][2]), low = middle & 0x3f3f3f3fu;
         const uvec2 top = (uvec2(words[v][3], words[v][3] >> 4) & 0x0f0f0f0fu) | ((middle >> 2) & 0x30303030u);
         head[v].scales = uvec4(low.x, top.x, low.y, top.y);
         head[v].d = from_halves(words[v][0]) * vec2(1.0, -1.0);
-#if FORMAT == Q5_K
-        if (all) {
-            head[v].high[0] = four_of(words[v], 4);
-            head[v].high[1] = four_of(words[v], 8);
-        }
-#endif
-#endif
     }
+#endif
 }
 #endif
 
@@ -370,25 +383,18 @@ void packed_of(Head head[MOST_ROWS], uint rows, uint unit, uint k, out Packed pa
 #endif
     [[unroll]] for (uint v = 0; v < rows; v++) {
         const uvec4 all = head[v].scales;
+        // Of Q2_K and Q6_K.
+        const uvec2 half_scales = ALL_UNITS == 1 && FORMAT != Q3_K && part == 1 ? all.zw : all.xy;
         const vec2 d = head[v].d;
 #if FORMAT == Q2_K || FORMAT == Q3_K
-        const uvec4 words[4] = head[v].words;
-        packed[v].words = (part == 0
-            ? (group == 0 ? words[0] : words[1])
-            : (group == 0 ? words[2] : words[3])) >> (4 * pair);
-        const uint own = part == 0 || FORMAT == Q3_K ? (pair == 0 ? all.x : all.y) : (pair == 0 ? all.z : all.w);
+        packed[v].words = of_unit(head[v].words, 2 * part + group) >> (4 * pair);
+        const uint own = pair == 0 ? half_scales.x : half_scales.y;
 #elif FORMAT == Q6_K
-        const uvec4 words[8] = head[v].words, high[4] = head[v].high;
-        const uvec4 ones = group == 0 ? (pair == 0 ? words[0] : words[2]) : (pair == 0 ? words[1] : words[3]);
-        const uvec4 twos = group == 0 ? (pair == 0 ? words[4] : words[6]) : (pair == 0 ? words[5] : words[7]);
-        packed[v].words = part == 0 ? ones : twos;
+        packed[v].words = of_unit(head[v].words, unit % 8);
+        packed[v].high = of_unit(head[v].high, 2 * part + group) >> (2 * pair);
 #endif
 #if FORMAT == Q3_K || FORMAT == Q5_K
-        packed[v].high = (group == 0 ? head[v].high[0] : head[v].high[1]) >> (4 * part + 2 * pair);
-#elif FORMAT == Q6_K
-        packed[v].high = (part == 0
-            ? (group == 0 ? high[0] : high[1])
-            : (group == 0 ? high[2] : high[3])) >> (2 * pair);
+        packed[v].high = of_unit(head[v].high, group) >> (4 * part + 2 * pair);
 #endif
 #if FORMAT == Q2_K
         const uvec2 both = uvec2(own) >> (8 * group + uvec2(0, 16));
@@ -404,7 +410,7 @@ void packed_of(Head head[MOST_ROWS], uint rows, uint unit, uint k, out Packed pa
         packed[v].first = d * vec2(both & 0xffu);
         packed[v].second = d * vec2((both >> 8) & 0xffu);
 #elif FORMAT == Q6_K
-        const ivec2 both = bitfieldExtract(ivec2((part == 0 ? all.xy : all.zw) >> (8 * (unit % 4))), 0, 8);
+        const ivec2 both = bitfieldExtract(ivec2(half_scales >> (8 * (unit % 4))), 0, 8);
         packed[v].first = d * float(both.x);
         packed[v].second = d * float(both.y);
 #else
@@ -422,7 +428,7 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
     Head head[MOST_ROWS];
     Packed packed[MOST_ROWS];
     rows[0] = row;
-    load_heads(rows, 1, unit, false, head);
+    load_heads(rows, 1, unit, head);
     packed_of(head, 1, unit, k, packed);
     Unit both;
     [[unroll]] for (uint r = 0; r < 2; r++) {

@@ -1,5 +1,4 @@
-// Loading bytes of weights of some rows at once. Loads of different rows take turns, so that a device that waits for memory
-// waits for all of them together.
+// Loading bytes of weights of some rows at once.
 
 // Whether weights are loaded eight bytes at a time, from addresses that are multiples of eight. Where shaders run on the
 // CPU a load costs the same whatever its width. The caller has seen to it that rows of plain formats, and those of blocks
@@ -9,7 +8,7 @@ layout(constant_id = 10) const uint WIDE = 0;
 
 const bool WIDE_LOADS = WIDE != 0;
 
-// What the lengths of blocks are multiples of, and so their addresses.
+// What the lengths of blocks are multiples of, and so their addresses where loads are wide; else at most four.
 #if FORMAT == Q5_1 || FORMAT == Q4_K || FORMAT == Q5_K || FORMAT == IQ4_XS
 #define ALIGN 8
 #elif FORMAT == Q4_1 || FORMAT == Q2_K
@@ -41,12 +40,22 @@ const bool WIDE_LOADS = WIDE != 0;
 #define BLOCK_BYTES 210
 #elif FORMAT == IQ4_XS
 #define BLOCK_BYTES 136
+#elif FORMAT > BF16
+#error "a format without a length"
 #endif
 #define BLOCK_WORDS (2 * ((BLOCK_BYTES + 7) / 8))
 
+uint half_word(uint64_t address, uint index) {
+    return uint(Halves(address).at[index]);
+}
+
+uint byte_at(uint64_t address, uint index) {
+    return (half_word(address, index / 2) >> (8 * (index % 2))) & 0xffu;
+}
+
 // For each row `v` of `rows`, loads `BYTES` bytes, a multiple of two, of four where blocks are, as words into the array `TO`,
-// which has an even number. Wide loads take the aligned ones around, never one that has none of the bytes; words beyond
-// `BYTES` are then anything.
+// which has an even number; those beyond `BYTES` are then anything. Wide loads take the aligned ones around, never one that
+// has none of the bytes, and different rows take turns: a device that waits for memory waits for all of them together.
 #define LOAD_BYTES(BYTES, TO, ADDRESS) \
     if (WIDE_LOADS) { \
         uint64_t around[MOST_ROWS][(BYTES + 15 - ALIGN) / 8]; \
@@ -84,15 +93,7 @@ const bool WIDE_LOADS = WIDE != 0;
         } \
     }
 
-uint half_word(uint64_t address, uint index) {
-    return uint(Halves(address).at[index]);
-}
-
-uint byte_at(uint64_t address, uint index) {
-    return (half_word(address, index / 2) >> (8 * (index % 2))) & 0xffu;
-}
-
-// Likewise 16 bytes into a vector.
+// Like LOAD_BYTES, 16 bytes into a vector.
 #define LOAD_16(TO, ADDRESS) \
     { \
         uint four[MOST_ROWS][4]; \

@@ -104,12 +104,14 @@ fn mat_mul(cases: &mut Cases, index: usize, dtype: DType, precision: Precision) 
     let product =
         Product { dtype, precision, k: largest, m: 65, n: 70, outer: Outer::Rows, gap: 0, skipped: 0 };
     cases.add(format!("MatMul large {}", product.name()), move |b| product.build(b));
-    // Enough outputs that kernels take the most at once that they ever do.
+    // Enough outputs that kernels take the most at once that they ever do, between rows that start where they may be loaded
+    // together.
     if precision == Precision::Default {
         let more: &[usize] = if matches!(dtype, DType::F16 | DType::Q4_K) { &[1, 2, 5, 9] } else { &[1, 9] };
         for &n in more {
+            let gap = if dtype.block_len() == 1 { 4 } else { 3 };
             let product =
-                Product { dtype, precision, k: largest, m: 520, n, outer: Outer::Rows, gap: 3, skipped: 0 };
+                Product { dtype, precision, k: largest, m: 1040, n, outer: Outer::Rows, gap, skipped: 0 };
             cases.add(format!("MatMul tall {}", product.name()), move |b| product.build(b));
         }
     }

@@ -32,12 +32,14 @@ int packed_bytes(vec4 bytes) {
 
 void load_weights(ProductJob job, Tile tile, uint first_row, uint unit) {
     for (uint row = gl_LocalInvocationID.x; row < ROWS; row += THREADS) {
-        const Unit u = load_unit(weight_row(job, tile, first_row + row), unit, job.k);
-        [[unroll]] for (uint i = 0; i < WORDS; i++) {
-            weight[row * STRIDE + i] =
-                packed_bytes(vec4(u.level[4 * i], u.level[4 * i + 1], u.level[4 * i + 2], u.level[4 * i + 3]));
+        const Packed packed = load_packed(weight_row(job, tile, first_row + row), unit, job.k);
+        [[unroll]] for (uint r = 0; r < 2; r++) {
+            const uvec4 bytes = signed_bytes_of(packed, r);
+            [[unroll]] for (uint i = 0; i < 4; i++) {
+                weight[row * STRIDE + 4 * r + i] = int(bytes[i]);
+            }
         }
-        weight_scale[row] = vec4(u.first, u.second);
+        weight_scale[row] = vec4(packed.first, packed.second);
     }
 }
 

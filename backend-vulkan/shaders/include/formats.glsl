@@ -165,6 +165,22 @@ uvec4 bytes_of(Packed packed, uint r) {
 #endif
 }
 
+// Likewise, as integers that are multiplied: of the formats with a table the values there.
+uvec4 signed_bytes_of(Packed packed, uint r) {
+    uvec4 bytes = bytes_of(packed, r);
+#if FORMAT == IQ4_NL || FORMAT == IQ4_XS
+    [[unroll]] for (uint i = 0; i < 4; i++) {
+        uint word = 0;
+        [[unroll]] for (uint j = 0; j < 4; j++) {
+            const int value = int(iq4_value((bytes[i] >> (8 * j)) & 0xffu));
+            word |= (uint(value) & 0xffu) << (8 * j);
+        }
+        bytes[i] = word;
+    }
+#endif
+    return bytes;
+}
+
 void runs_of(Packed packed[MOST_ROWS], uint rows, uint r, out Run run[MOST_ROWS]) {
     [[unroll]] for (uint v = 0; v < rows; v++) {
         run[v].scale = r == 0 ? packed[v].first : packed[v].second;
@@ -422,14 +438,21 @@ void packed_of(Head head[MOST_ROWS], uint rows, uint unit, uint k, out Packed pa
 #endif
 }
 
-// Unit `unit` of the row of `k` values at `row`.
-Unit load_unit(uint64_t row, uint unit, uint k) {
+// What the runs of unit `unit` of the row of `k` values at `row` have.
+Packed load_packed(uint64_t row, uint unit, uint k) {
     uint64_t rows[MOST_ROWS];
     Head head[MOST_ROWS];
     Packed packed[MOST_ROWS];
     rows[0] = row;
     load_heads(rows, 1, unit, head);
     packed_of(head, 1, unit, k, packed);
+    return packed[0];
+}
+
+// All of that unit.
+Unit load_unit(uint64_t row, uint unit, uint k) {
+    Packed packed[MOST_ROWS];
+    packed[0] = load_packed(row, unit, k);
     Unit both;
     [[unroll]] for (uint r = 0; r < 2; r++) {
         Run run[MOST_ROWS];

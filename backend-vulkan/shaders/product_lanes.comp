@@ -62,11 +62,7 @@ void multiply(ProductJob job, Tile tile, uint first_row) {
                 [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
                     own[c] = two_floats(x[c], start + r * RUN_DISTANCE, job.k, PAIRS != 0, PLAIN != 0);
 #if HAS_OFFSET
-                    total[c] = own[c].x + own[c].y;
-                    // Not every driver unrolls a loop over powers of two.
-                    [[unroll]] for (uint i = 0; i < 3; i++) {
-                        total[c] += subgroupShuffleXor(total[c], 1 << i);
-                    }
+                    total[c] = add_across(own[c].x + own[c].y, LANES);
 #endif
                 }
                 Run run[MOST_ROWS];

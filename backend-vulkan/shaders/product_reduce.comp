@@ -37,16 +37,7 @@ shared float share[SUBGROUPS * SUMS];
 
 // The sum over the lanes that share rows.
 float lanes_add(float value) {
-    if (LANES == SUBGROUP) {
-        return subgroupAdd(value);
-    }
-    // Not every driver unrolls a loop over powers of two.
-    [[unroll]] for (uint i = 0; i < 7; i++) {
-        if (1 << i < LANES) {
-            value += subgroupShuffleXor(value, 1 << i);
-        }
-    }
-    return value;
+    return LANES == SUBGROUP ? subgroupAdd(value) : add_across(value, LANES);
 }
 
 void multiply(ProductJob job, Tile tile, uint first_row) {

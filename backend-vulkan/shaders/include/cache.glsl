@@ -1,5 +1,9 @@
 // Reading the latent cache, a few elements of a row at a time.
 
+uint byte_at(uint64_t address, uint index) {
+    return (half_word(address, index / 2) >> (8 * (index % 2))) & 0xffu;
+}
+
 // Element `at` of the cached row at `row`.
 float value(uint64_t row, uint at) {
 #if FORMAT == F32

@@ -73,9 +73,9 @@ uint unit_start(uint unit) {
 
 #if FORMAT == IQ4_NL || FORMAT == IQ4_XS
 // The table of 16 values, four to a word: -127, -104, -83, -65 | -49, -35, -22, -10 | 1, 13, 25, 38 | 53, 69, 89, 113.
-float iq4_value(uint index) {
+int iq4_value(uint index) {
     const uint word = index < 8 ? (index < 4 ? 0xbfad9881u : 0xf6eaddcfu) : (index < 12 ? 0x26190d01u : 0x71594535u);
-    return float(bitfieldExtract(int(word), int(8 * (index & 3u)), 8));
+    return bitfieldExtract(int(word), int(8 * (index & 3u)), 8);
 }
 #endif
 
@@ -172,7 +172,7 @@ uvec4 signed_bytes_of(Packed packed, uint r) {
     [[unroll]] for (uint i = 0; i < 4; i++) {
         uint word = 0;
         [[unroll]] for (uint j = 0; j < 4; j++) {
-            const int value = int(iq4_value((bytes[i] >> (8 * j)) & 0xffu));
+            const int value = iq4_value((bytes[i] >> (8 * j)) & 0xffu);
             word |= (uint(value) & 0xffu) << (8 * j);
         }
         bytes[i] = word;
@@ -190,7 +190,7 @@ void runs_of(Packed packed[MOST_ROWS], uint rows, uint r, out Run run[MOST_ROWS]
 #if FORMAT == Q8_0
             run[v].level[i] = float(bitfieldExtract(int(word), int(shift), 8));
 #elif FORMAT == IQ4_NL || FORMAT == IQ4_XS
-            run[v].level[i] = iq4_value((word >> shift) & 0xffu);
+            run[v].level[i] = float(iq4_value((word >> shift) & 0xffu));
 #else
             run[v].level[i] = float((word >> shift) & 0xffu);
 #endif
@@ -273,7 +273,7 @@ void load_heads(uint64_t row[MOST_ROWS], uint rows, uint unit, out Head head[MOS
     uint words[MOST_ROWS][BLOCK_WORDS];
 #if FORMAT == Q2_K || FORMAT == Q3_K || FORMAT == Q6_K
 #if ALL_UNITS
-    LOAD_BYTES(BLOCK_BYTES, words[v], block[v])
+    LOAD_BYTES(BLOCK_BYTES, words[v], 0, block[v])
     // Where in the block those of all units lie.
     const uint words_at = FORMAT == Q2_K ? 4 : FORMAT == Q3_K ? 8 : 0, high_at = FORMAT == Q3_K ? 0 : 32;
     const uint scales_at = FORMAT == Q2_K ? 0 : FORMAT == Q3_K ? 24 : 48;
@@ -281,29 +281,21 @@ void load_heads(uint64_t row[MOST_ROWS], uint rows, uint unit, out Head head[MOS
 #else
     // Those of the unit, and scales of its half of the block, or all where they are put together from several.
     const uint part = unit % 8 / 4, group = unit % 2, words_at = 0, high_at = 4, scales_at = 8, d_at = 12;
-    uint high[MOST_ROWS][4], scales[MOST_ROWS][4], d[MOST_ROWS][2];
 #if FORMAT == Q2_K
-    LOAD_BYTES(16, words[v], block[v] + 16 + 32 * part + 16 * group)
-    LOAD_BYTES(8, scales[v], block[v] + 8 * part)
-    LOAD_BYTES(4, d[v], block[v] + 80)
+    LOAD_BYTES(16, words[v], words_at, block[v] + 16 + 32 * part + 16 * group)
+    LOAD_BYTES(8, words[v], scales_at, block[v] + 8 * part)
+    LOAD_BYTES(4, words[v], d_at, block[v] + 80)
 #elif FORMAT == Q3_K
-    LOAD_BYTES(16, words[v], block[v] + 32 + 32 * part + 16 * group)
-    LOAD_BYTES(16, high[v], block[v] + 16 * group)
-    LOAD_BYTES(12, scales[v], block[v] + 96)
-    LOAD_BYTES(2, d[v], block[v] + 108)
+    LOAD_BYTES(16, words[v], words_at, block[v] + 32 + 32 * part + 16 * group)
+    LOAD_BYTES(16, words[v], high_at, block[v] + 16 * group)
+    LOAD_BYTES(12, words[v], scales_at, block[v] + 96)
+    LOAD_BYTES(2, words[v], d_at, block[v] + 108)
 #else
-    LOAD_BYTES(16, words[v], block[v] + 16 * (unit % 8))
-    LOAD_BYTES(16, high[v], block[v] + 128 + 32 * part + 16 * group)
-    LOAD_BYTES(8, scales[v], block[v] + 192 + 8 * part)
-    LOAD_BYTES(2, d[v], block[v] + 208)
+    LOAD_BYTES(16, words[v], words_at, block[v] + 16 * (unit % 8))
+    LOAD_BYTES(16, words[v], high_at, block[v] + 128 + 32 * part + 16 * group)
+    LOAD_BYTES(8, words[v], scales_at, block[v] + 192 + 8 * part)
+    LOAD_BYTES(2, words[v], d_at, block[v] + 208)
 #endif
-    [[unroll]] for (uint v = 0; v < rows; v++) {
-        [[unroll]] for (uint i = 0; i < 4; i++) {
-            words[v][high_at + i] = high[v][i];
-            words[v][scales_at + i] = scales[v][i];
-        }
-        words[v][d_at] = d[v][0];
-    }
 #endif
     [[unroll]] for (uint v = 0; v < rows; v++) {
         [[unroll]] for (uint i = 0; i < head[v].words.length(); i++) {
@@ -322,19 +314,19 @@ void load_heads(uint64_t row[MOST_ROWS], uint rows, uint unit, out Head head[MOS
 #endif
     }
 #elif FORMAT == IQ4_XS
-    LOAD_BYTES(8, words[v], block[v])
+    LOAD_BYTES(8, words[v], 0, block[v])
     [[unroll]] for (uint v = 0; v < rows; v++) {
         head[v].scales = uvec4(words[v][0], words[v][1], 0, 0);
         head[v].d = vec2(from_half(words[v][0]), 0.0);
     }
 #else
 #if FORMAT == Q5_K && ALL_UNITS
-    LOAD_BYTES(48, words[v], block[v])
+    LOAD_BYTES(48, words[v], 0, block[v])
     [[unroll]] for (uint v = 0; v < rows; v++) {
         head[v].high = uvec4[2](four_of(words[v], 4), four_of(words[v], 8));
     }
 #else
-    LOAD_BYTES(16, words[v], block[v])
+    LOAD_BYTES(16, words[v], 0, block[v])
 #if FORMAT == Q5_K
     LOAD_16(head[v].high[0], block[v] + 16 + 16 * (unit % 2))
 #endif
@@ -359,7 +351,7 @@ void packed_of(Head head[MOST_ROWS], uint rows, uint unit, uint k, out Packed pa
 #elif HEAD_UNITS == 1
     // The whole block, and what follows a scale of two bytes.
     uint block[MOST_ROWS][BLOCK_WORDS];
-    LOAD_BYTES(BLOCK_BYTES, block[v], head[v] + BLOCK_BYTES * uint64_t(unit))
+    LOAD_BYTES(BLOCK_BYTES, block[v], 0, head[v] + BLOCK_BYTES * uint64_t(unit))
     [[unroll]] for (uint v = 0; v < rows; v++) {
         uint after[BLOCK_WORDS];
         [[unroll]] for (uint i = 0; i < BLOCK_WORDS - 1; i++) {

@@ -49,14 +49,10 @@ uint half_word(uint64_t address, uint index) {
     return uint(Halves(address).at[index]);
 }
 
-uint byte_at(uint64_t address, uint index) {
-    return (half_word(address, index / 2) >> (8 * (index % 2))) & 0xffu;
-}
-
 // For each row `v` of `rows`, loads `BYTES` bytes, a multiple of two, of four where blocks are, as words into the array `TO`,
-// which has an even number; those beyond `BYTES` are then anything. Wide loads take the aligned ones around, never one that
+// from number `AT` on: an even number of them, of which those beyond `BYTES` are then anything. Wide loads take the aligned ones around, never one that
 // has none of the bytes, and different rows take turns: a device that waits for memory waits for all of them together.
-#define LOAD_BYTES(BYTES, TO, ADDRESS) \
+#define LOAD_BYTES(BYTES, TO, AT, ADDRESS) \
     if (WIDE_LOADS) { \
         uint64_t around[MOST_ROWS][(BYTES + 15 - ALIGN) / 8]; \
         [[unroll]] for (uint i = 0; i < (BYTES + 15 - ALIGN) / 8; i++) { \
@@ -74,8 +70,8 @@ uint byte_at(uint64_t address, uint index) {
                     both |= (around[v][i + 1] << 1) << (63 - shift); \
                 } \
                 const uvec2 two = unpackUint2x32(both); \
-                TO[2 * i] = two.x; \
-                TO[2 * i + 1] = two.y; \
+                TO[AT + 2 * i] = two.x; \
+                TO[AT + 2 * i + 1] = two.y; \
             } \
         } \
     } else { \
@@ -83,11 +79,11 @@ uint byte_at(uint64_t address, uint index) {
             const uint64_t from = ADDRESS; \
             [[unroll]] for (uint i = 0; 4 * i < BYTES; i++) { \
                 if (ALIGN >= 4) { \
-                    TO[i] = Words(from).at[i]; \
+                    TO[AT + i] = Words(from).at[i]; \
                 } else if (4 * i + 2 < BYTES) { \
-                    TO[i] = half_word(from, 2 * i) | (half_word(from, 2 * i + 1) << 16); \
+                    TO[AT + i] = half_word(from, 2 * i) | (half_word(from, 2 * i + 1) << 16); \
                 } else { \
-                    TO[i] = half_word(from, 2 * i); \
+                    TO[AT + i] = half_word(from, 2 * i); \
                 } \
             } \
         } \
@@ -97,7 +93,7 @@ uint byte_at(uint64_t address, uint index) {
 #define LOAD_16(TO, ADDRESS) \
     { \
         uint four[MOST_ROWS][4]; \
-        LOAD_BYTES(16, four[v], ADDRESS) \
+        LOAD_BYTES(16, four[v], 0, ADDRESS) \
         [[unroll]] for (uint v = 0; v < rows; v++) { \
             TO = uvec4(four[v][0], four[v][1], four[v][2], four[v][3]); \
         } \

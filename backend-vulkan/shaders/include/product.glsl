@@ -94,6 +94,17 @@ uint64_t weight_row(ProductJob job, Tile tile, uint row) {
     return tile.weights + uint64_t(min(row, job.m - 1)) * job.w_row;
 }
 
+// The sum over groups of `lanes` neighbouring lanes, a power of two.
+float add_across(float value, uint lanes) {
+    // Not every driver unrolls a loop over powers of two.
+    [[unroll]] for (uint i = 0; i < 7; i++) {
+        if (1 << i < lanes) {
+            value += subgroupShuffleXor(value, 1 << i);
+        }
+    }
+    return value;
+}
+
 // Writes the products of rows `first_row` to `first_row + GROUP_ROWS - 1`, as far as there are such, with a tile's columns.
 void multiply(ProductJob job, Tile tile, uint first_row);
 

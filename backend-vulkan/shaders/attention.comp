@@ -6,6 +6,7 @@
 
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
+#include "lanes.glsl"
 #include "formats.glsl"
 #include "cache.glsl"
 
@@ -36,13 +37,23 @@ shared float sum_of[HEADS * SUBGROUPS];
 uint64_t query[HEADS];
 float score[HEADS * VECTORS];
 
+// What the rows from `first` on are told relative to, and where one of them starts.
+uint64_t cache_base(uint first) {
+    return all_lanes(base_of(push.cache + uint64_t(first) * push.cache_row));
+}
+
+uint cached_row(uint64_t base, uint row) {
+    return uint(push.cache + uint64_t(row) * push.cache_row - base);
+}
+
 // One score for each head of each of this invocation's rows.
 void scores(uint first, uint last) {
     const uint lane = gl_SubgroupInvocationID;
-    uint64_t row[VECTORS];
+    const uint64_t base = cache_base(first);
+    uint row[VECTORS];
     [[unroll]] for (uint v = 0; v < VECTORS; v++) {
         const uint at = min(first + v * THREADS + gl_LocalInvocationID.x, last);
-        row[v] = push.cache + uint64_t(at) * push.cache_row;
+        row[v] = cached_row(base, at);
     }
     [[unroll]] for (uint i = 0; i < HEADS * VECTORS; i++) {
         score[i] = 0.0;
@@ -58,7 +69,7 @@ void scores(uint first, uint last) {
         }
         Unit u[VECTORS];
         [[unroll]] for (uint v = 0; v < VECTORS; v++) {
-            u[v] = load_unit(row[v], unit, push.width);
+            u[v] = load_unit(base, row[v], unit, push.width);
         }
         float part[HEADS * VECTORS];
         [[unroll]] for (uint i = 0; i < HEADS * VECTORS; i++) {
@@ -94,7 +105,7 @@ void attend(uint row, uint first_head, uint chunk) {
     }
     [[unroll]] for (uint h = 0; h < HEADS; h++) {
         const uint head = min(first_head + h, push.heads - 1);
-        query[h] = push.q + 4 * (uint64_t(row) * push.q_row + uint64_t(head) * push.q_head);
+        query[h] = all_lanes(push.q + 4 * (uint64_t(row) * push.q_row + uint64_t(head) * push.q_head));
     }
     float largest[HEADS], sum[HEADS], result[HEADS * ELEMENTS];
     [[unroll]] for (uint h = 0; h < HEADS; h++) {
@@ -152,6 +163,7 @@ void attend(uint row, uint first_head, uint chunk) {
                 sum[h] += sum_of[h * SUBGROUPS + i];
             }
         }
+        const uint64_t base = cache_base(first);
         for (uint block = 0; block < count; block += LANES) {
             float own[HEADS];
             [[unroll]] for (uint h = 0; h < HEADS; h++) {
@@ -159,13 +171,13 @@ void attend(uint row, uint first_head, uint chunk) {
             }
             [[unroll]] for (uint i = 0; i < LANES; i++) {
                 if (block + i < count) {
-                    const uint64_t at = push.cache + uint64_t(first + block + i) * push.cache_row;
+                    const uint at = cached_row(base, first + block + i);
                     float w[HEADS];
                     [[unroll]] for (uint h = 0; h < HEADS; h++) {
                         w[h] = subgroupShuffle(own[h], i);
                     }
                     [[unroll]] for (uint e = 0; e < ELEMENTS; e += 4) {
-                        const vec4 v = four_values(at, element(e), push.latent, FOURS != 0);
+                        const vec4 v = four_values(base, at, element(e), push.latent, FOURS != 0);
                         [[unroll]] for (uint j = 0; j < 4; j++) {
                             [[unroll]] for (uint h = 0; h < HEADS; h++) {
                                 result[h * ELEMENTS + e + j] = fma(w[h], v[j], result[h * ELEMENTS + e + j]);

@@ -60,7 +60,7 @@ void attend(uint row, uint first_head, uint chunk) {
             const uint64_t from = push.cache + uint64_t(min(first + v, end - 1)) * push.cache_row;
             [[unroll]] for (uint i = 0; i < ROW_FOURS; i++) {
                 values[v * ROW_FOURS + i] =
-                    four_values(from, 4 * (i * SUBGROUP + lane), push.width, FOURS != 0);
+                    four_values(from, 0, 4 * (i * SUBGROUP + lane), push.width, FOURS != 0);
             }
         }
         [[unroll]] for (uint h = 0; h < HEADS; h++) {

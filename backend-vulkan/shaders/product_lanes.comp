@@ -4,6 +4,7 @@
 
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
+#include "lanes.glsl"
 #define MOST_ROWS 8
 #define ALL_UNITS 1
 #include "formats.glsl"
@@ -35,13 +36,14 @@ void multiply(ProductJob job, Tile tile, uint first_row) {
     uint64_t x[COLUMNS], y[COLUMNS];
     [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
         const uint column = tile_column(tile, c);
-        x[c] = column_x(job, tile, column);
+        x[c] = all_lanes(column_x(job, tile, column));
         y[c] = column_y(job, tile, column);
     }
-    uint64_t row[MOST_ROWS];
+    const uint64_t base = all_lanes(base_of(weight_row(job, tile, first_row)));
+    uint row[MOST_ROWS];
     float sum[VECTORS * COLUMNS];
     [[unroll]] for (uint v = 0; v < VECTORS; v++) {
-        row[v] = weight_row(job, tile, first_row + v * SUBGROUP + lane);
+        row[v] = uint(weight_row(job, tile, first_row + v * SUBGROUP + lane) - base);
     }
     [[unroll]] for (uint i = 0; i < VECTORS * COLUMNS; i++) {
         sum[i] = 0.0;
@@ -50,11 +52,11 @@ void multiply(ProductJob job, Tile tile, uint first_row) {
     const uint units = (job.k + 31) / 32;
     for (uint first = 0; first < units; first += HEAD_UNITS) {
         Head head[MOST_ROWS];
-        load_heads(row, VECTORS, first, head);
+        load_heads(base, row, VECTORS, first, head);
         [[dont_unroll]] for (uint unit = first; unit < first + HEAD_UNITS; unit++) {
             const uint start = unit_start(unit) + 2 * (lane % LANES);
             Packed packed[MOST_ROWS];
-            packed_of(head, VECTORS, unit, job.k, packed);
+            packed_of(base, head, VECTORS, unit, job.k, packed);
             [[dont_unroll]] for (uint r = 0; r < 2; r++) {
                 // Of each column the lane's two values, and what all lanes' add up to.
                 vec2 own[COLUMNS];
@@ -66,7 +68,7 @@ void multiply(ProductJob job, Tile tile, uint first_row) {
 #endif
                 }
                 Run run[MOST_ROWS];
-                runs_of(packed, VECTORS, r, run);
+                runs_of(base, packed, VECTORS, r, run);
                 float part[VECTORS * COLUMNS];
                 [[unroll]] for (uint cs = 0; cs < COLUMNS / SOME_COLUMNS; cs++) {
                     [[unroll]] for (uint vs = 0; vs < VECTORS / SOME_VECTORS; vs++) {

@@ -55,6 +55,7 @@ pub(crate) fn missing(instance: &Instance, device: vk::PhysicalDevice) -> Vec<&'
         (features11.storage_buffer16_bit_access, "storageBuffer16BitAccess"),
         (features12.buffer_device_address, "bufferDeviceAddress"),
         (features12.scalar_block_layout, "scalarBlockLayout"),
+        (features12.shader_subgroup_extended_types, "shaderSubgroupExtendedTypes"),
         (features12.timeline_semaphore, "timelineSemaphore"),
         (control.subgroup_size_control, "subgroupSizeControl"),
         (control.compute_full_subgroups, "computeFullSubgroups"),
@@ -62,13 +63,14 @@ pub(crate) fn missing(instance: &Instance, device: vk::PhysicalDevice) -> Vec<&'
     ];
     let operations = vk::SubgroupFeatureFlags::BASIC
         | vk::SubgroupFeatureFlags::ARITHMETIC
+        | vk::SubgroupFeatureFlags::BALLOT
         | vk::SubgroupFeatureFlags::SHUFFLE;
     let mut missing: Vec<&str> =
         wanted.into_iter().filter(|(has, _)| *has == vk::FALSE).map(|(_, name)| name).collect();
     if !subgroups.supported_operations.contains(operations)
         || !subgroups.supported_stages.contains(vk::ShaderStageFlags::COMPUTE)
     {
-        missing.push("subgroup arithmetic and shuffle in compute shaders");
+        missing.push("subgroup arithmetic, ballot and shuffle in compute shaders");
     }
     if !(8..=128).contains(&subgroups.subgroup_size) {
         missing.push("subgroups of 8 to 128 invocations");

@@ -498,6 +498,7 @@ fn create_device(
     let mut features12 = vk::PhysicalDeviceVulkan12Features::default()
         .buffer_device_address(true)
         .scalar_block_layout(true)
+        .shader_subgroup_extended_types(true)
         .timeline_semaphore(true)
         .shader_float16(has_matrices)
         .vulkan_memory_model(has_matrices)

@@ -5,7 +5,8 @@
 //
 // Decoding has steps, each for some rows at once: what HEAD_UNITS neighbouring units have in common is loaded (`load_heads`),
 // then what the runs of a unit have (`packed_of`), and of that a run's levels are made (`runs_of`). A kernel that has one
-// unit of a row at a time takes all steps at once (`load_unit`).
+// unit of a row at a time takes all steps at once (`load_unit`). Rows are told by how many bytes they start after an address
+// `base` (see loads.glsl).
 
 // The most rows at once; a kernel may say more before this is included.
 #ifndef MOST_ROWS
@@ -82,31 +83,40 @@ int iq4_value(uint index) {
 // What the runs of a unit have.
 #if PLAIN
 struct Packed {
-    uint64_t row;
+    uint row;
     uint start;
     uint k;
 };
 
-void runs_of(Packed packed[MOST_ROWS], uint rows, uint r, out Run run[MOST_ROWS]) {
+void runs_of(uint64_t base, Packed packed[MOST_ROWS], uint rows, uint r, out Run run[MOST_ROWS]) {
     const uint at_once = FORMAT == F32 ? 2 : 4;
     [[unroll]] for (uint i = 0; i < 16; i += at_once) {
         [[unroll]] for (uint v = 0; v < rows; v++) {
-            const uint64_t row = packed[v].row;
-            const uint at = packed[v].start + 16 * r + i, k = packed[v].k;
-#if FORMAT == F32
-            const vec2 two = two_floats(row, at, k, WIDE_LOADS, true);
-            run[v].level[i] = two.x;
-            run[v].level[i + 1] = two.y;
-#else
+            const uint row = packed[v].row, at = packed[v].start + 16 * r + i, k = packed[v].k;
             uvec2 bits = uvec2(0);
+#if FORMAT == F32
             if (WIDE_LOADS) {
                 if (at < k) {
-                    bits = unpackUint2x32(Longs(row).at[at / 4]);
+                    bits = unpackUint2x32(Longs(base).at[row / 8 + at / 2]);
+                }
+            } else {
+                [[unroll]] for (uint j = 0; j < 2; j++) {
+                    if (at + j < k) {
+                        bits[j] = Words(base + row).at[at + j];
+                    }
+                }
+            }
+            run[v].level[i] = uintBitsToFloat(bits.x);
+            run[v].level[i + 1] = uintBitsToFloat(bits.y);
+#else
+            if (WIDE_LOADS) {
+                if (at < k) {
+                    bits = unpackUint2x32(Longs(base).at[row / 8 + at / 4]);
                 }
             } else {
                 [[unroll]] for (uint j = 0; j < 4; j++) {
                     if (at + j < k) {
-                        bits[j / 2] |= half_word(row, at + j) << (16 * (j % 2));
+                        bits[j / 2] |= half_word(base + row, at + j) << (16 * (j % 2));
                     }
                 }
             }
@@ -181,7 +191,7 @@ uvec4 signed_bytes_of(Packed packed, uint r) {
     return bytes;
 }
 
-void runs_of(Packed packed[MOST_ROWS], uint rows, uint r, out Run run[MOST_ROWS]) {
+void runs_of(uint64_t base, Packed packed[MOST_ROWS], uint rows, uint r, out Run run[MOST_ROWS]) {
     [[unroll]] for (uint v = 0; v < rows; v++) {
         run[v].scale = r == 0 ? packed[v].first : packed[v].second;
         const uvec4 bytes = bytes_of(packed[v], r);
@@ -212,9 +222,9 @@ void runs_of(Packed packed[MOST_ROWS], uint rows, uint r, out Run run[MOST_ROWS]
 
 #if HEAD_UNITS == 1
 // Where the row starts.
-#define Head uint64_t
+#define Head uint
 
-void load_heads(uint64_t row[MOST_ROWS], uint rows, uint unit, out Head head[MOST_ROWS]) {
+void load_heads(uint64_t base, uint row[MOST_ROWS], uint rows, uint unit, out Head head[MOST_ROWS]) {
     head = row;
 }
 #else
@@ -226,7 +236,7 @@ void load_heads(uint64_t row[MOST_ROWS], uint rows, uint unit, out Head head[MOS
 #endif
 
 struct Head {
-    uint64_t block;
+    uint block;
 #if FORMAT == Q2_K || FORMAT == Q3_K
     uvec4 words[OF_UNITS(4)];
 #elif FORMAT == Q6_K
@@ -264,10 +274,10 @@ uvec4 four_of(uint words[BLOCK_WORDS], uint at) {
     return uvec4(words[at], words[at + 1], words[at + 2], words[at + 3]);
 }
 
-void load_heads(uint64_t row[MOST_ROWS], uint rows, uint unit, out Head head[MOST_ROWS]) {
-    uint64_t block[MOST_ROWS];
+void load_heads(uint64_t base, uint row[MOST_ROWS], uint rows, uint unit, out Head head[MOST_ROWS]) {
+    uint block[MOST_ROWS];
     [[unroll]] for (uint v = 0; v < rows; v++) {
-        block[v] = row[v] + BLOCK_BYTES * uint64_t(unit / 8);
+        block[v] = row[v] + BLOCK_BYTES * (unit / 8);
         head[v].block = block[v];
     }
     uint words[MOST_ROWS][BLOCK_WORDS];
@@ -343,7 +353,7 @@ void load_heads(uint64_t row[MOST_ROWS], uint rows, uint unit, out Head head[MOS
 #endif
 
 // What the runs of unit `unit` of rows of `k` values have, whose heads these are.
-void packed_of(Head head[MOST_ROWS], uint rows, uint unit, uint k, out Packed packed[MOST_ROWS]) {
+void packed_of(uint64_t base, Head head[MOST_ROWS], uint rows, uint unit, uint k, out Packed packed[MOST_ROWS]) {
 #if PLAIN
     [[unroll]] for (uint v = 0; v < rows; v++) {
         packed[v] = Packed(head[v], 32 * unit, k);
@@ -351,7 +361,7 @@ void packed_of(Head head[MOST_ROWS], uint rows, uint unit, uint k, out Packed pa
 #elif HEAD_UNITS == 1
     // The whole block, and what follows a scale of two bytes.
     uint block[MOST_ROWS][BLOCK_WORDS];
-    LOAD_BYTES(BLOCK_BYTES, block[v], 0, head[v] + BLOCK_BYTES * uint64_t(unit))
+    LOAD_BYTES(BLOCK_BYTES, block[v], 0, head[v] + BLOCK_BYTES * unit)
     [[unroll]] for (uint v = 0; v < rows; v++) {
         uint after[BLOCK_WORDS];
         [[unroll]] for (uint i = 0; i < BLOCK_WORDS - 1; i++) {
@@ -430,25 +440,25 @@ void packed_of(Head head[MOST_ROWS], uint rows, uint unit, uint k, out Packed pa
 #endif
 }
 
-// What the runs of unit `unit` of the row of `k` values at `row` have.
-Packed load_packed(uint64_t row, uint unit, uint k) {
-    uint64_t rows[MOST_ROWS];
+// What the runs of unit `unit` of a row of `k` values have.
+Packed load_packed(uint64_t base, uint row, uint unit, uint k) {
+    uint rows[MOST_ROWS];
     Head head[MOST_ROWS];
     Packed packed[MOST_ROWS];
     rows[0] = row;
-    load_heads(rows, 1, unit, head);
-    packed_of(head, 1, unit, k, packed);
+    load_heads(base, rows, 1, unit, head);
+    packed_of(base, head, 1, unit, k, packed);
     return packed[0];
 }
 
 // All of that unit.
-Unit load_unit(uint64_t row, uint unit, uint k) {
+Unit load_unit(uint64_t base, uint row, uint unit, uint k) {
     Packed packed[MOST_ROWS];
-    packed[0] = load_packed(row, unit, k);
+    packed[0] = load_packed(base, row, unit, k);
     Unit both;
     [[unroll]] for (uint r = 0; r < 2; r++) {
         Run run[MOST_ROWS];
-        runs_of(packed, 1, r, run);
+        runs_of(base, packed, 1, r, run);
         [[unroll]] for (uint i = 0; i < 16; i++) {
             both.level[16 * r + i] = run[0].level[i];
         }
@@ -459,4 +469,13 @@ Unit load_unit(uint64_t row, uint unit, uint k) {
         }
     }
     return both;
+}
+
+// The same of the row at an address.
+Packed load_packed(uint64_t row, uint unit, uint k) {
+    return load_packed(base_of(row), uint(row - base_of(row)), unit, k);
+}
+
+Unit load_unit(uint64_t row, uint unit, uint k) {
+    return load_unit(base_of(row), uint(row - base_of(row)), unit, k);
 }

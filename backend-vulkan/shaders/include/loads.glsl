@@ -49,21 +49,27 @@ uint half_word(uint64_t address, uint index) {
     return uint(Halves(address).at[index]);
 }
 
-// For each row `v` of `rows`, loads `BYTES` bytes, a multiple of two, of four where blocks are, as words into the array `TO`,
-// from number `AT` on: an even number of them, of which those beyond `BYTES` are then anything. Wide loads take the aligned ones around, never one that
-// has none of the bytes, and different rows take turns: a device that waits for memory waits for all of them together.
-#define LOAD_BYTES(BYTES, TO, AT, ADDRESS) \
+// What rows are told relative to: of loads that are wide a multiple of eight. Where lanes share a base, and the driver can see
+// that they do, an address is one register and 32 bits of each lane.
+uint64_t base_of(uint64_t row) {
+    return WIDE_LOADS ? row & ~uint64_t(7) : row;
+}
+
+// For each row `v` of `rows`, loads `BYTES` bytes, a multiple of two, of four where blocks are, that start `FROM` bytes after
+// `base`, as words into the array `TO`, from number `AT` on: an even number of them, of which those beyond `BYTES` are then
+// anything. Wide loads take the aligned ones around, never one that has none of the bytes, and different rows take turns: a device that waits for memory waits for all of them together.
+#define LOAD_BYTES(BYTES, TO, AT, FROM) \
     if (WIDE_LOADS) { \
         uint64_t around[MOST_ROWS][(BYTES + 15 - ALIGN) / 8]; \
         [[unroll]] for (uint i = 0; i < (BYTES + 15 - ALIGN) / 8; i++) { \
             [[unroll]] for (uint v = 0; v < rows; v++) { \
                 around[v][i] = 8 * i + 8 <= BYTES \
-                    ? Longs((ADDRESS) & ~uint64_t(7)).at[i] \
-                    : Longs(((ADDRESS) + min(8 * i, BYTES - 1)) & ~uint64_t(7)).at[0]; \
+                    ? Longs(base).at[(FROM) / 8 + i] \
+                    : Longs(base).at[((FROM) + min(8 * i, BYTES - 1)) / 8]; \
             } \
         } \
         [[unroll]] for (uint v = 0; v < rows; v++) { \
-            const uint shift = ALIGN == 8 ? 0 : 8 * (uint(ADDRESS) & 7u); \
+            const uint shift = ALIGN == 8 ? 0 : 8 * ((FROM) & 7u); \
             [[unroll]] for (uint i = 0; i < (BYTES + 7) / 8; i++) { \
                 uint64_t both = around[v][i] >> shift; \
                 if (ALIGN < 8 && i + 1 < (BYTES + 15 - ALIGN) / 8) { \
@@ -76,7 +82,7 @@ uint half_word(uint64_t address, uint index) {
         } \
     } else { \
         [[unroll]] for (uint v = 0; v < rows; v++) { \
-            const uint64_t from = ADDRESS; \
+            const uint64_t from = base + (FROM); \
             [[unroll]] for (uint i = 0; 4 * i < BYTES; i++) { \
                 if (ALIGN >= 4) { \
                     TO[AT + i] = Words(from).at[i]; \
@@ -90,10 +96,10 @@ uint half_word(uint64_t address, uint index) {
     }
 
 // Like LOAD_BYTES, 16 bytes into a vector.
-#define LOAD_16(TO, ADDRESS) \
+#define LOAD_16(TO, FROM) \
     { \
         uint four[MOST_ROWS][4]; \
-        LOAD_BYTES(16, four[v], 0, ADDRESS) \
+        LOAD_BYTES(16, four[v], 0, FROM) \
         [[unroll]] for (uint v = 0; v < rows; v++) { \
             TO = uvec4(four[v][0], four[v][1], four[v][2], four[v][3]); \
         } \
